@@ -1,0 +1,28 @@
+//! Compiles `proto/` with protox (pure Rust), so that a fresh machine needs no `protoc`.
+//!
+//! Two descriptor sets are written for reflection, one a package, because reflection answers with
+//! whole files and the health protocol is not ours to bundle with the chatbot's.
+
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Error> {
+    println!("cargo::rerun-if-changed=proto");
+    compile("chatbot/v1/chatbot.proto", "chatbot_descriptor.bin")?;
+    compile("grpc/health/v1/health.proto", "health_descriptor.bin")
+}
+
+fn compile(file: &str, descriptor: &str) -> Result<(), Error> {
+    let descriptors = protox::Compiler::new(["proto"])?
+        .include_source_info(true)
+        .include_imports(true)
+        .open_file(file)?
+        .file_descriptor_set();
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join(descriptor), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

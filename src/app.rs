@@ -1,0 +1,167 @@
+//! The composition root: puts the service together, runs it, takes it down.
+//!
+//! [`App::bind`] opens and binds everything, so that whatever can fail does so before anybody is
+//! served; [`App::run`] serves until a stop and winds down in order. Probes are answered from the
+//! first moment to the last.
+
+mod reload;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use anyhow::Context as _;
+use prometheus_client::{metrics::info::Info, registry::Registry};
+use tonic::service::Routes;
+use tracing::info;
+
+pub use self::reload::Reload;
+use crate::{
+    config::Config,
+    engine::Retrieval,
+    health::{self, Health},
+    knowledge::{Base, Feed, Reloader},
+    lifecycle::{Lifecycle, Timeline},
+    net, rpc,
+    store::{Embedded, Store},
+    telemetry::CallSpans,
+};
+
+/// How to start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Keep a store file that is damaged under another name, and begin a new one.
+    pub set_aside_damaged_store: bool,
+}
+
+/// The service, bound and open, not yet serving.
+#[derive(Debug)]
+pub struct App {
+    addresses: Addresses,
+    life: Lifecycle,
+    timeline: Timeline,
+    health: Health,
+    ops: health::Ops,
+    store: Arc<dyn Store>,
+    listener: std::net::TcpListener,
+    routes: Routes,
+    reloader: Reloader,
+}
+
+/// Where it listens; with port 0 in the configuration, where that turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// The main port.
+    pub server: SocketAddr,
+    /// The ops port.
+    pub ops: SocketAddr,
+}
+
+impl App {
+    /// Opens and binds everything. The ops port answers before anything that may take long.
+    pub async fn bind(config: Config, life: Lifecycle, options: Options) -> anyhow::Result<Self> {
+        let mut registry = Registry::with_prefix("chatbot");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The version that runs", build);
+        net::fds::register(net::fds::raise(), &mut registry);
+
+        // Probes first. The metrics are whole once everything is registered.
+        let health = Health::new(&mut registry);
+        let registered: Arc<OnceLock<Registry>> = Arc::default();
+        let ops = health::Ops::spawn(
+            net::listen(config.ops.address)
+                .with_context(|| format!("cannot listen on ops.address {}", config.ops.address))?,
+            health.clone(),
+            scrape(Arc::clone(&registered)),
+            life.draining().clone(),
+        )
+        .context("cannot serve the ops port")?;
+        info!(address = %ops.address(), "ops port is open");
+        let closing = life.closing().clone();
+        life.spawn_support("heartbeat", health.clone().beat(closing));
+
+        // Dependencies.
+        let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(
+            &config.store.url,
+            options.set_aside_damaged_store,
+            store,
+            &mut registry,
+        )?);
+        let base = Base::of_path(config.knowledge.path.as_deref());
+        let (search, feed, reloader) = Feed::open(base, Arc::clone(&store), &mut registry).await?;
+        life.spawn_support("knowledge", feed.run(life.closing().clone()));
+        knowledge.up();
+
+        // The main port.
+        let listener = net::listen(config.server.address).with_context(|| {
+            format!("cannot listen on server.address {}", config.server.address)
+        })?;
+        let addresses = Addresses { server: listener.local_addr()?, ops: ops.address() };
+        let sampled =
+            config.telemetry.otlp_endpoint.as_ref().map(|_| config.telemetry.sample_ratio);
+        let chatbot = rpc::Chatbot {
+            retrieval: Retrieval::new(search.clone(), config.knowledge.min_confidence),
+            knowledge: search,
+            store: Arc::clone(&store),
+            limits: config.limits,
+        };
+        let routes = rpc::routes(
+            chatbot,
+            health.clone(),
+            &life,
+            CallSpans::new(sampled.unwrap_or(0.0)),
+            config.server.reflection,
+            &mut registry,
+        )?;
+        let _ = registered.set(registry);
+        let timeline =
+            Timeline { delay: config.server.drain_delay, grace: config.server.drain_grace };
+        Ok(Self { addresses, life, timeline, health, ops, store, listener, routes, reloader })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What can be changed while it runs.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
+    /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops
+    /// port. Takes at most the drain's delay and grace and a few seconds.
+    pub async fn run(self) {
+        let (draining, closing) = (self.life.draining().clone(), self.life.closing().clone());
+        let serve = net::serve(self.listener, self.routes, draining, closing);
+        self.life.spawn_service("server", serve);
+        self.health.started();
+        info!(address = %self.addresses.server, "serving");
+
+        self.life.stopping().await;
+        self.health.stopping();
+        self.life.wind_down(self.timeline).await;
+        // Joins the writer's thread after its last commit, then the ops thread.
+        let (store, ops) = (self.store, self.ops);
+        let _ = tokio::task::spawn_blocking(move || {
+            drop(store);
+            drop(ops);
+        })
+        .await;
+        info!("stopped");
+    }
+}
+
+fn scrape(registered: Arc<OnceLock<Registry>>) -> health::Scrape {
+    Arc::new(move || {
+        let mut text = String::new();
+        match registered.get() {
+            // Writing to a String cannot fail; a collector that does leaves a short text.
+            Some(registry) => drop(prometheus_client::encoding::text::encode(&mut text, registry)),
+            None => text.push_str("# EOF\n"),
+        }
+        text
+    })
+}

@@ -1,0 +1,105 @@
+//! The configuration: raw settings from four layers, checked into plain data.
+//!
+//! Layers, later ones win: the defaults of the sections, a TOML or YAML file, environment variables
+//! `CHATBOT__SECTION__KEY`, and `--set section.key=value`. Every problem is found in one go and
+//! names where its value came from, because a pod that fails once per mistake costs a rollout each
+//! time. Unknown keys are problems too: a misspelt limit that is silently ignored is no limit.
+//!
+//! A module gets its own section, never the whole `Config`.
+
+mod engine;
+mod knowledge;
+mod limits;
+mod ops;
+mod server;
+mod settings;
+mod store;
+mod telemetry;
+
+use std::{fmt, path::PathBuf};
+
+use self::settings::Settings;
+pub use self::{
+    engine::{DefaultEngine, Engine},
+    knowledge::Knowledge,
+    limits::Limits,
+    ops::Ops,
+    server::Server,
+    settings::{Environment, Problem, Setting},
+    store::{Store, StoreUrl},
+    telemetry::{LogFormat, Telemetry},
+};
+
+/// Where the settings come from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// A TOML (`.toml`) or YAML (`.yaml`, `.yml`) file.
+    pub file: Option<PathBuf>,
+    /// The environment, taken as a value so that tests need not change the process's own.
+    pub environment: Environment,
+    /// `section.key=value` pairs from the command line.
+    pub overrides: Vec<String>,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The main port and its drain.
+    pub server: Server,
+    /// The ops port.
+    pub ops: Ops,
+    /// The log of conversations and of knowledge.
+    pub store: Store,
+    /// The knowledge base.
+    pub knowledge: Knowledge,
+    /// How answers are made.
+    pub engine: Engine,
+    /// Limits on requests.
+    pub limits: Limits,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        let noun = if count == 1 { "problem" } else { "problems" };
+        write!(f, "the configuration has {count} {noun}:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl Config {
+    /// Reads all sources and checks every section; the error holds every problem.
+    pub fn load(sources: &Sources) -> Result<Self, Problems> {
+        Self::load_with_settings(sources).map(|(config, _)| config)
+    }
+
+    /// Like [`Config::load`], with each setting as it stands and where it came from.
+    pub fn load_with_settings(sources: &Sources) -> Result<(Self, Vec<Setting>), Problems> {
+        let mut settings = Settings::read(sources);
+        let config = Self {
+            server: Server::check(&mut settings),
+            ops: Ops::check(&mut settings),
+            store: Store::check(&mut settings),
+            knowledge: Knowledge::check(&mut settings),
+            engine: Engine::check(&mut settings),
+            limits: Limits::check(&mut settings),
+            telemetry: Telemetry::check(&mut settings),
+        };
+        if config.server.address == config.ops.address && config.server.address.port() != 0 {
+            settings.problem(
+                "ops.address",
+                "must differ from server.address: probes need a port of their own",
+            );
+        }
+        settings.finish().map(|listed| (config, listed))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Retrieval: the best entry's answer, word for word, or an honest "I do not know".
+
+use super::{Answer, Question};
+use crate::knowledge::{Error, Knowledge, Query};
+
+/// Near misses that are told where there is no answer.
+const NEAR_MISSES: usize = 3;
+
+/// Answers from the knowledge base.
+#[derive(Debug, Clone)]
+pub struct Retrieval {
+    knowledge: Knowledge,
+    min_confidence: f64,
+}
+
+impl Retrieval {
+    /// Answers from `knowledge` where confidence reaches `min_confidence`.
+    pub fn new(knowledge: Knowledge, min_confidence: f64) -> Self {
+        Self { knowledge, min_confidence }
+    }
+
+    /// The best answer.
+    pub fn answer(&self, question: Question<'_>) -> Result<Answer, Error> {
+        let query = Query {
+            text: question.text,
+            language: question.language,
+            excluded: &[],
+            most: NEAR_MISSES,
+        };
+        let mut hits = self.knowledge.search(&query)?;
+        let confidence = hits.first().map_or(0.0, |hit| hit.confidence);
+        if hits.is_empty() || confidence < self.min_confidence {
+            let text = unknown(question).to_owned();
+            return Ok(Answer { text, answered: false, confidence, sources: hits });
+        }
+        hits.truncate(1);
+        let text = hits[0].entry.answer.clone();
+        Ok(Answer { text, answered: true, confidence, sources: hits })
+    }
+}
+
+/// "I do not know", in the caller's language, else in that of the question's script.
+fn unknown(question: Question<'_>) -> &'static str {
+    let hangul = |text: &str| {
+        text.chars()
+            .any(|character| matches!(character, '\u{1100}'..='\u{11FF}' | '\u{AC00}'..='\u{D7A3}'))
+    };
+    let korean =
+        question.language.map_or_else(|| hangul(question.text), |language| language == "ko");
+    if korean {
+        "그 질문에 대한 답은 아직 모릅니다. 다르게 물어봐 주시겠어요?"
+    } else {
+        "I do not know the answer to that. Could you ask in another way?"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::knowledge::Base;
+
+    fn engine(min_confidence: f64) -> Retrieval {
+        let entries = Base::Sample.load().expect("the sample");
+        Retrieval::new(Knowledge::of_entries(&entries).expect("an index"), min_confidence)
+    }
+
+    fn ask(engine: &Retrieval, text: &str, language: Option<&str>) -> Answer {
+        engine.answer(Question { text, language }).expect("a search")
+    }
+
+    #[test]
+    fn it_knows_what_it_knows_and_says_so_otherwise() {
+        let engine = engine(0.5);
+        for known in [
+            "Why does my gRPC server fail with too many open files?",
+            "gRPC 서버에서 too many open files 에러가 나요",
+        ] {
+            let answer = ask(&engine, known, None);
+            assert!(answer.answered, "{known}: {answer:?}");
+            assert_eq!(answer.sources.len(), 1);
+            assert_eq!(answer.text, answer.sources[0].entry.answer);
+        }
+        for unknown in [
+            "What is the best pizza in Naples?",
+            "내일 서울 날씨 어때?",
+            "asdfgh",
+            "How do I bake bread?",
+            "김치찌개 맛있게 끓이는 법 알려줘",
+            "Who won the world cup in 2002?",
+        ] {
+            let answer = ask(&engine, unknown, None);
+            assert!(!answer.answered, "{unknown}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn not_knowing_is_said_in_the_callers_language() {
+        let engine = engine(1.1);
+        assert!(ask(&engine, "내일 날씨 어때?", None).text.contains("모릅니다"));
+        assert!(ask(&engine, "weather?", Some("ko")).text.contains("모릅니다"));
+        assert!(ask(&engine, "내일 날씨 어때?", Some("en")).text.contains("do not know"));
+        assert!(ask(&engine, "weather?", None).text.contains("do not know"));
+    }
+
+    #[test]
+    fn the_threshold_decides() {
+        let question = "too many open files";
+        assert!(ask(&engine(0.0), question, None).answered);
+        let refused = ask(&engine(1.1), question, None);
+        assert!(!refused.answered);
+        assert!(!refused.sources.is_empty(), "near misses are told");
+    }
+}

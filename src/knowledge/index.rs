@@ -1,0 +1,365 @@
+//! The search index: tantivy in memory, BM25 over questions and answers.
+
+use std::{
+    cmp::Reverse,
+    sync::{Mutex, PoisonError},
+};
+
+use tantivy::{
+    Index as Tantivy, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    collector::TopDocs,
+    query::{BooleanQuery, BoostQuery, ConstScoreQuery, Occur, Query as TantivyQuery, TermQuery},
+    schema::{
+        Field, IndexRecordOption, NumericOptions, STORED, STRING, Schema, TextFieldIndexing,
+        TextOptions, Value as _,
+    },
+    tokenizer::TextAnalyzer,
+};
+
+use super::{Query, analyzer::analyzer};
+use crate::domain::{AnswerId, Change, Entry, primary_language};
+
+const ANALYZER: &str = "script_aware";
+
+/// Memory that collects new entries before they become a segment; the least that tantivy takes.
+const WRITER_BYTES: usize = 15_000_000;
+
+/// Terms of a query that are searched for at most: the rarest, which decide anyway. An 8 KiB query
+/// would else cost as much as a hundred normal ones.
+const TERMS: usize = 64;
+
+/// What a term's best possible weight is multiplied with when it saturates: `k1 + 1` of tantivy's
+/// BM25.
+const SATURATION: f32 = 2.2;
+
+/// What a match in the answer's text counts, where one in a question counts 1. Found with
+/// `examples/evaluate.rs` on the sample.
+const ANSWER_WEIGHT: f32 = 0.4;
+
+/// One searchable state of the knowledge base.
+pub(super) struct Index {
+    fields: Fields,
+    analyzer: TextAnalyzer,
+    reader: IndexReader,
+    writer: Mutex<IndexWriter>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fields {
+    answer_id: Field,
+    language: Field,
+    questions: Field,
+    answer: Field,
+    entry: Field,
+}
+
+/// An entry that was found, and how well it matches.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Match {
+    pub(super) entry: Entry,
+    /// Raw BM25.
+    pub(super) score: f32,
+    /// The share of the score that an entry could reach which has every term of the query.
+    pub(super) coverage: f32,
+}
+
+impl std::fmt::Debug for Index {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Index").field("entries", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Index {
+    /// An empty index.
+    pub(super) fn new() -> tantivy::Result<Self> {
+        let text = || {
+            TextOptions::default().set_indexing_options(
+                TextFieldIndexing::default()
+                    .set_tokenizer(ANALYZER)
+                    // Phrases are never searched for; without positions the index is half the size.
+                    .set_index_option(IndexRecordOption::WithFreqs),
+            )
+        };
+        let mut schema = Schema::builder();
+        let fields = Fields {
+            answer_id: schema.add_i64_field("answer_id", NumericOptions::default().set_indexed()),
+            language: schema.add_text_field("language", STRING),
+            questions: schema.add_text_field("questions", text()),
+            answer: schema.add_text_field("answer", text()),
+            entry: schema.add_bytes_field("entry", STORED),
+        };
+        let index = Tantivy::create_in_ram(schema.build());
+        index.tokenizers().register(ANALYZER, analyzer());
+        let writer = index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        Ok(Self { fields, analyzer: analyzer(), reader, writer: Mutex::new(writer) })
+    }
+
+    /// An index of `entries`.
+    pub(super) fn of_entries(entries: &[Entry]) -> tantivy::Result<Self> {
+        let index = Self::new()?;
+        index.write(|writer| entries.iter().try_for_each(|entry| index.add(writer, entry)))?;
+        Ok(index)
+    }
+
+    /// Applies `changes` in order and makes them visible, all at once. Blocks.
+    pub(super) fn apply(&self, changes: &[Change]) -> tantivy::Result<()> {
+        self.write(|writer| {
+            changes.iter().try_for_each(|change| {
+                writer.delete_term(self.id_term(change.answer_id()));
+                match change {
+                    Change::Upsert(entry) => self.add(writer, entry),
+                    Change::Delete(_) => Ok(()),
+                }
+            })
+        })
+    }
+
+    fn write(
+        &self,
+        write: impl FnOnce(&IndexWriter) -> tantivy::Result<()>,
+    ) -> tantivy::Result<()> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = write(&writer) {
+            writer.rollback()?;
+            return Err(error);
+        }
+        writer.commit()?;
+        self.reader.reload()
+    }
+
+    fn add(&self, writer: &IndexWriter, entry: &Entry) -> tantivy::Result<()> {
+        let mut document = TantivyDocument::new();
+        document.add_i64(self.fields.answer_id, entry.answer_id.0.into());
+        // A malformed tag cannot come here; it would be found in every language.
+        let language = primary_language(&entry.language_code).ok().flatten().unwrap_or_default();
+        document.add_text(self.fields.language, language);
+        for question in &entry.questions {
+            document.add_text(self.fields.questions, question);
+        }
+        document.add_text(self.fields.answer, &entry.answer);
+        document.add_bytes(self.fields.entry, &serde_json::to_vec(entry)?);
+        writer.add_document(document)?;
+        Ok(())
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> u64 {
+        self.reader.searcher().num_docs()
+    }
+
+    /// Every entry, in no order.
+    pub(super) fn entries(&self) -> tantivy::Result<Vec<Entry>> {
+        let searcher = self.reader.searcher();
+        let mut entries = Vec::new();
+        for segment in searcher.segment_readers() {
+            let store = segment.get_store_reader(1)?;
+            for document in store.iter::<TantivyDocument>(segment.alive_bitset()) {
+                entries.push(self.stored(&document?)?);
+            }
+        }
+        Ok(entries)
+    }
+
+    fn stored(&self, document: &TantivyDocument) -> tantivy::Result<Entry> {
+        let bytes = document.get_first(self.fields.entry).and_then(|value| value.as_bytes());
+        Ok(serde_json::from_slice(bytes.unwrap_or_default())?)
+    }
+
+    fn id_term(&self, id: AnswerId) -> Term {
+        Term::from_field_i64(self.fields.answer_id, id.0.into())
+    }
+
+    /// The entries that share a term with the query, best first.
+    pub(super) fn search(&self, query: &Query<'_>) -> tantivy::Result<Vec<Match>> {
+        let searcher = self.reader.searcher();
+        let terms = self.weighted_terms(&searcher, query.text)?;
+        if terms.is_empty() || query.most == 0 {
+            return Ok(Vec::new());
+        }
+        let reachable: f32 = terms.iter().map(|term| term.best).sum();
+        // The scored part, of which one term has to match; then the filters, which score nothing.
+        let scored = terms.into_iter().flat_map(|term| term.queries);
+        let mut clauses: Vec<(Occur, Box<dyn TantivyQuery>)> =
+            vec![(Occur::Must, Box::new(BooleanQuery::union(scored.collect())))];
+        if let Some(language) = query.language {
+            let of = |language| exact(Term::from_field_text(self.fields.language, language));
+            let any = BooleanQuery::union(vec![of(language), of("")]);
+            clauses.push((Occur::Must, Box::new(ConstScoreQuery::new(Box::new(any), 0.0))));
+        }
+        for id in query.excluded {
+            clauses.push((Occur::MustNot, exact(self.id_term(*id))));
+        }
+        let top = TopDocs::with_limit(query.most).order_by_score();
+        searcher
+            .search(&BooleanQuery::new(clauses), &top)?
+            .into_iter()
+            .map(|(score, address)| {
+                let entry = self.stored(&searcher.doc(address)?)?;
+                Ok(Match { entry, score, coverage: score / reachable })
+            })
+            .collect()
+    }
+
+    fn weighted_terms(
+        &self,
+        searcher: &Searcher,
+        text: &str,
+    ) -> tantivy::Result<Vec<WeightedTerm>> {
+        let mut texts = Vec::new();
+        let mut analyzer = self.analyzer.clone();
+        analyzer.token_stream(text).process(&mut |token| texts.push(token.text.clone()));
+        texts.sort_unstable();
+        texts.dedup();
+        let mut terms = texts
+            .iter()
+            .map(|text| self.weighted_term(searcher, text))
+            .collect::<tantivy::Result<Vec<_>>>()?;
+        // Terms that nothing has stay in: they are what tells a foreign question.
+        terms.sort_by_key(|term| Reverse(ordered(term.best)));
+        terms.truncate(TERMS);
+        Ok(terms)
+    }
+
+    fn weighted_term(&self, searcher: &Searcher, text: &str) -> tantivy::Result<WeightedTerm> {
+        let mut weighted = WeightedTerm { queries: Vec::new(), best: 0.0 };
+        for (field, weight) in [(self.fields.questions, 1.0), (self.fields.answer, ANSWER_WEIGHT)] {
+            let term = Term::from_field_text(field, text);
+            let having = searcher.doc_freq(&term)?;
+            weighted.best += weight * SATURATION * idf(having, searcher.num_docs());
+            if having > 0 {
+                let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
+                weighted.queries.push(Box::new(BoostQuery::new(Box::new(query), weight)));
+            }
+        }
+        Ok(weighted)
+    }
+}
+
+struct WeightedTerm {
+    queries: Vec<Box<dyn TantivyQuery>>,
+    /// The most that the term can add to a score.
+    best: f32,
+}
+
+fn exact(term: Term) -> Box<dyn TantivyQuery> {
+    Box::new(TermQuery::new(term, IndexRecordOption::Basic))
+}
+
+/// BM25's inverse document frequency, as tantivy computes it. Deleted entries count in tantivy until
+/// their segment is merged, so `having` may exceed `all` here.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of entries, far below 2^24 of accuracy lost"
+)]
+fn idf(having: u64, all: u64) -> f32 {
+    let lacking = all.saturating_sub(having) as f32;
+    ((lacking + 0.5) / (having as f32 + 0.5)).ln_1p()
+}
+
+/// A key that sorts like the (non-negative) number.
+fn ordered(number: f32) -> u32 {
+    number.to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: i32, question: &str, language: &str) -> Entry {
+        Entry {
+            answer_id: AnswerId(id),
+            questions: vec![question.to_owned()],
+            answer: format!("answer {id}"),
+            language_code: language.to_owned(),
+        }
+    }
+
+    fn index() -> Index {
+        Index::of_entries(&[
+            entry(1, "Why does the connection drop?", "en"),
+            entry(2, "연결이 왜 끊기나요?", "ko-KR"),
+            entry(3, "What is a deadline?", "en"),
+            entry(4, "connection pool", ""),
+        ])
+        .expect("an index")
+    }
+
+    fn found(index: &Index, query: &Query<'_>) -> Vec<i32> {
+        let matches = index.search(query).expect("a search");
+        matches.into_iter().map(|found| found.entry.answer_id.0).collect()
+    }
+
+    fn query(text: &str) -> Query<'_> {
+        Query { text, language: None, excluded: &[], most: 10 }
+    }
+
+    #[test]
+    fn the_best_match_comes_first_and_scores_fall() {
+        let matches = index().search(&query("connection drops why")).expect("a search");
+        assert_eq!(matches[0].entry, entry(1, "Why does the connection drop?", "en"));
+        assert!(matches.is_sorted_by(|a, b| a.score >= b.score));
+        assert!(matches.iter().all(|found| found.coverage > 0.0 && found.coverage <= 1.0));
+    }
+
+    #[test]
+    fn a_question_without_a_known_term_finds_nothing() {
+        assert_eq!(found(&index(), &query("weather")), [0; 0]);
+        assert_eq!(found(&index(), &query("?!")), [0; 0]);
+        assert_eq!(found(&Index::new().expect("an index"), &query("connection")), [0; 0]);
+    }
+
+    #[test]
+    fn a_language_keeps_its_own_entries_and_those_without_one() {
+        let of =
+            |language| Query { language: Some(language), ..query("connection 연결이 deadline") };
+        assert_eq!(found(&index(), &of("ko")), [2, 4]);
+        let mut english = found(&index(), &of("en"));
+        english.sort_unstable();
+        assert_eq!(english, [1, 3, 4]);
+    }
+
+    #[test]
+    fn the_filter_does_not_change_scores() {
+        let index = index();
+        let all = index.search(&query("deadline")).expect("a search");
+        let filtered = index.search(&Query { language: Some("en"), ..query("deadline") });
+        assert_eq!(filtered.expect("a search"), all);
+    }
+
+    #[test]
+    fn excluded_entries_are_left_out_and_the_limit_is_kept() {
+        let excluded = [AnswerId(1)];
+        let without = Query { excluded: &excluded, ..query("connection drop") };
+        assert_eq!(found(&index(), &without), [4]);
+        assert_eq!(found(&index(), &Query { most: 1, ..query("connection drop") }), [1]);
+    }
+
+    #[test]
+    fn changes_are_visible_at_once_and_replace_by_id() {
+        let index = index();
+        index
+            .apply(&[
+                Change::Upsert(entry(1, "GOAWAY", "en")),
+                Change::Delete(AnswerId(3)),
+                Change::Delete(AnswerId(99)),
+                Change::Upsert(entry(5, "twice", "en")),
+                Change::Upsert(entry(5, "thrice", "en")),
+            ])
+            .expect("applied");
+        assert_eq!(index.len(), 4);
+        assert_eq!(found(&index, &query("goaway")), [1]);
+        assert_eq!(found(&index, &query("drop")), [0; 0]);
+        assert_eq!(found(&index, &query("deadline")), [0; 0]);
+        assert_eq!(found(&index, &query("twice")), [0; 0]);
+        assert_eq!(found(&index, &query("thrice")), [5]);
+        assert_eq!(index.entries().expect("entries").len(), 4);
+    }
+
+    #[test]
+    fn a_huge_query_is_searched_by_its_rarest_terms() {
+        let text = (0..2_000).fold("deadline".to_owned(), |text, n| text + " w" + &n.to_string());
+        let terms = index().weighted_terms(&index().reader.searcher(), &text).expect("terms");
+        assert_eq!(terms.len(), TERMS);
+    }
+}

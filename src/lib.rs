@@ -1,0 +1,35 @@
+//! A gRPC chatbot service for Kubernetes: the connection dies every thirty minutes, the conversation
+//! does not.
+//!
+//! The map of the house, top floor first. A module imports only from floors below its own; modules
+//! of one floor do not know each other. `tests/layers.rs` keeps it true.
+//!
+//! | floor | modules | what they are for |
+//! |---|---|---|
+//! | 9 | [`cli`] | the commands of the binary |
+//! | 8 | [`app`] | puts everything together, and takes it down again |
+//! | 7 | [`rpc`] | the contract: requests in, messages and statuses out |
+//! | 6 | [`engine`] | how a question becomes an answer |
+//! | 5 | [`knowledge`] | what the bot knows, and the search for it |
+//! | 4 | [`store`], [`net`] | the log; descriptors, listeners, connections |
+//! | 3 | [`health`], [`lifecycle`], [`telemetry`] | who is ready, who has to end, who can be seen |
+//! | 2 | [`config`] | raw settings, checked |
+//! | 1 | [`domain`], [`error`], [`pb`] | plain data, error kinds, generated types |
+//!
+//! Libraries stay in their rooms too: tonic in `rpc`, `health`, `net` and `cli`; tantivy in
+//! `knowledge`; redb in `store`; OpenTelemetry in `telemetry`.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod engine;
+pub mod error;
+pub mod health;
+pub mod knowledge;
+pub mod lifecycle;
+pub mod net;
+pub mod pb;
+pub mod rpc;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,168 @@
+//! Messages to domain values and back, and the rules of requests.
+
+use uuid::{Uuid, Version};
+
+use super::{Error, proto};
+use crate::{
+    domain::{AnswerId, Change, Entry, primary_language, text_violation},
+    engine::Answer,
+    error::Violation,
+    knowledge::Hit,
+};
+
+/// Collects what is wrong with a request, so that one answer tells all of it.
+#[derive(Debug, Default)]
+pub(super) struct Check(Vec<Violation>);
+
+impl Check {
+    pub(super) fn found(&mut self, violation: Violation) {
+        self.0.push(violation);
+    }
+
+    pub(super) fn query(&mut self, field: &str, text: &str, most: usize) {
+        self.0.extend(text_violation(text, most).map(|what| Violation::new(field, what)));
+    }
+
+    pub(super) fn language(&mut self, field: &str, tag: &str) -> Option<String> {
+        primary_language(tag).unwrap_or_else(|what| {
+            self.found(Violation::new(field, what));
+            None
+        })
+    }
+
+    /// The id of the request; a new one where the caller gives none.
+    pub(super) fn optional_request_id(&mut self, field: &str, id: &str) -> Uuid {
+        if id.is_empty() {
+            return Uuid::new_v4();
+        }
+        match Uuid::try_parse(id) {
+            // Other spellings of a UUID would be other requests to a log.
+            Ok(uuid) if id.len() == 36 && uuid.get_version() == Some(Version::Random) => uuid,
+            _ => {
+                let what = "must be a UUID of version 4 such as \
+                            \"0b8e4c8e-6d3a-4c36-9d1c-2f1f0a3d5e77\", or empty";
+                self.found(Violation::new(field, what));
+                Uuid::nil()
+            }
+        }
+    }
+
+    /// Which engine is wanted; this version has one.
+    pub(super) fn engine(&mut self, field: &str, number: i32) {
+        match proto::Engine::try_from(number) {
+            Ok(proto::Engine::Unspecified | proto::Engine::Retrieval) => {}
+            Ok(other) => self.found(Violation::new(
+                field,
+                format!("{} is not offered here, ENGINE_RETRIEVAL is", other.as_str_name()),
+            )),
+            Err(_) => self.found(Violation::new(field, format!("{number} is no engine"))),
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Fields(self.0)) }
+    }
+}
+
+/// The change that a request asks for; the error says by field why it is refused.
+pub(super) fn change(request: proto::TeachRequest) -> Result<Change, String> {
+    use proto::teach_request::Change as Requested;
+    match request.change {
+        None => Err("change: must be an upsert or a delete_answer_id".to_owned()),
+        Some(Requested::DeleteAnswerId(id)) if id > 0 => Ok(Change::Delete(AnswerId(id))),
+        Some(Requested::DeleteAnswerId(id)) => {
+            Err(format!("delete_answer_id: must be positive, is {id}"))
+        }
+        Some(Requested::Upsert(entry)) => {
+            let entry = Entry {
+                answer_id: AnswerId(entry.answer_id),
+                questions: entry.questions,
+                answer: entry.answer,
+                language_code: entry.language_code,
+            };
+            let wrong: Vec<String> = entry
+                .violations()
+                .into_iter()
+                .map(|violation| violation.within("upsert").to_string())
+                .collect();
+            if wrong.is_empty() { Ok(Change::Upsert(entry)) } else { Err(wrong.join("; ")) }
+        }
+    }
+}
+
+pub(super) fn ranked_answer(hit: Hit) -> proto::RankAnswersResponse {
+    proto::RankAnswersResponse {
+        answer_id: hit.entry.answer_id.0,
+        score: hit.score,
+        text: hit.entry.answer,
+        confidence: hit.confidence,
+    }
+}
+
+pub(super) fn turn_completed(turn_id: String, answer: Answer) -> proto::TurnCompleted {
+    proto::TurnCompleted {
+        turn_id,
+        text: answer.text,
+        answered: answer.answered,
+        confidence: answer.confidence,
+        sources: answer.sources.into_iter().map(source).collect(),
+        usage: None,
+        finish_reason: proto::FinishReason::Stop.into(),
+    }
+}
+
+fn source(hit: Hit) -> proto::Source {
+    proto::Source {
+        answer_id: hit.entry.answer_id.0,
+        score: hit.score,
+        title: hit.entry.questions.into_iter().next().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_uuids_of_version_4_in_one_spelling() {
+        let refused = |id: &str| {
+            let mut check = Check::default();
+            check.optional_request_id("request_id", id);
+            check.finish().is_err()
+        };
+        assert!(!refused(""));
+        assert!(!refused("0b8e4c8e-6d3a-4c36-9d1c-2f1f0a3d5e77"));
+        assert!(!refused("0B8E4C8E-6D3A-4C36-9D1C-2F1F0A3D5E77"));
+        for other in [
+            "0b8e4c8e6d3a4c369d1c2f1f0a3d5e77",
+            "{0b8e4c8e-6d3a-4c36-9d1c-2f1f0a3d5e77}",
+            "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "00000000-0000-0000-0000-000000000000",
+            "request",
+        ] {
+            assert!(refused(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_bad_change_is_refused_by_its_fields() {
+        use proto::teach_request::Change as Requested;
+        let refusal = |change| change_of(change).expect_err("refused");
+        assert_eq!(
+            refusal(Some(Requested::DeleteAnswerId(-1))),
+            "delete_answer_id: must be positive, is -1"
+        );
+        assert_eq!(refusal(None), "change: must be an upsert or a delete_answer_id");
+        let empty = refusal(Some(Requested::Upsert(proto::KnowledgeEntry::default())));
+        assert_eq!(
+            empty,
+            "upsert.answer_id: must be positive, is 0; \
+             upsert.questions: must be 1 to 100 questions, are 0; \
+             upsert.answer: must not be empty"
+        );
+    }
+
+    fn change_of(change: Option<proto::teach_request::Change>) -> Result<Change, String> {
+        super::change(proto::TeachRequest { change })
+    }
+}

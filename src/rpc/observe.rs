@@ -1,0 +1,365 @@
+//! A layer that observes every call to its very end: a span, a count, a duration, by method and code.
+//!
+//! A call ends with its response *body*: a stream's status comes in its trailers, long after the
+//! handler has returned. A body that is dropped before its trailers is a call that the client gave
+//! up, or that the server had to cut.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tonic::Code;
+use tracing::{Instrument as _, instrument::Instrumented};
+
+use crate::telemetry::{CallSpan, CallSpans};
+
+/// The methods that are told apart, as `/package.Service/Method`. Callers can send any path; labels
+/// must not grow with it.
+const METHODS: [&str; 6] = [
+    "/chatbot.v1.Chatbot/Ask",
+    "/chatbot.v1.Chatbot/CancelTurn",
+    "/chatbot.v1.Chatbot/Chat",
+    "/chatbot.v1.Chatbot/Converse",
+    "/chatbot.v1.Chatbot/RankAnswers",
+    "/chatbot.v1.Chatbot/Teach",
+];
+/// Every other method, under the name that the conventions give it.
+const OTHER: &str = "_OTHER";
+
+/// Services that are not observed: probes would drown the rest.
+const UNOBSERVED: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
+
+#[derive(Debug, Clone)]
+pub(super) struct Layer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    spans: CallSpans,
+    handled: Family<Handled, Counter>,
+    durations: Family<Method, Histogram>,
+    in_flight: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handled {
+    method: &'static str,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Method {
+    method: &'static str,
+}
+
+impl Layer {
+    pub(super) fn new(spans: CallSpans, registry: &mut Registry) -> Self {
+        let shared = Shared {
+            spans,
+            handled: Family::default(),
+            durations: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 20))
+            }),
+            in_flight: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("rpc");
+        registry.register(
+            "handled",
+            "Calls that ended, by method and code",
+            shared.handled.clone(),
+        );
+        registry.register_with_unit(
+            "duration",
+            "Duration of calls to the end of their response",
+            Unit::Seconds,
+            shared.durations.clone(),
+        );
+        registry.register("in_flight", "Calls that have not ended", shared.in_flight.clone());
+        Self(Arc::new(shared))
+    }
+}
+
+impl<S> tower::Layer<S> for Layer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, shared: Arc::clone(&self.0) }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Observe<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, B, R> tower::Service<Request<B>> for Observe<S>
+where
+    S: tower::Service<Request<B>, Response = Response<R>>,
+{
+    type Response = Response<ObservedBody<R>>;
+    type Error = S::Error;
+    type Future = ObservedCall<Instrumented<S::Future>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        let observed = !UNOBSERVED.iter().any(|service| path.starts_with(service));
+        let call = observed.then(|| Call::start(&self.shared, path, request.headers()));
+        let span = call.as_ref().map_or_else(tracing::Span::none, |call| call.span.span().clone());
+        let response = span.in_scope(|| self.inner.call(request)).instrument(span);
+        ObservedCall { response, call }
+    }
+}
+
+/// A call that has not ended. Dropped without an end, the client has gone.
+#[derive(Debug)]
+struct Call {
+    shared: Arc<Shared>,
+    span: CallSpan,
+    method: &'static str,
+    start: Instant,
+    code: Code,
+}
+
+impl Call {
+    fn start(shared: &Arc<Shared>, path: &str, headers: &HeaderMap) -> Self {
+        let method = METHODS
+            .into_iter()
+            .find(|method| *method == path)
+            .map_or(OTHER, |method| method.trim_start_matches('/'));
+        shared.in_flight.inc();
+        Self {
+            shared: Arc::clone(shared),
+            span: shared.spans.start(method, headers),
+            method,
+            start: Instant::now(),
+            code: Code::Cancelled,
+        }
+    }
+
+    /// Takes the code from headers or trailers, if they have one.
+    fn see(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.code = Code::from_bytes(status.as_bytes());
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let code = name(self.code);
+        self.shared.in_flight.dec();
+        self.shared.handled.get_or_create(&Handled { method: self.method, code }).inc();
+        self.shared
+            .durations
+            .get_or_create(&Method { method: self.method })
+            .observe(self.start.elapsed().as_secs_f64());
+        self.span.end(code, is_server_fault(self.code));
+    }
+}
+
+/// The name of a code as the protocol has it.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// The codes that the conventions count as errors of a server's span.
+fn is_server_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+pin_project_lite::pin_project! {
+    /// The response that is not there yet.
+    pub(super) struct ObservedCall<F> {
+        #[pin]
+        response: F,
+        call: Option<Call>,
+    }
+}
+
+impl<F, R, E> Future for ObservedCall<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<ObservedBody<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.response.poll(context))?;
+        let mut call = this.call.take();
+        if let Some(call) = &mut call {
+            call.see(response.headers());
+        }
+        Poll::Ready(Ok(response.map(|body| ObservedBody { body, call })))
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The body whose trailers end the call.
+    pub(super) struct ObservedBody<B> {
+        #[pin]
+        body: B,
+        call: Option<Call>,
+    }
+}
+
+impl<B: Body> Body for ObservedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        // A handler's stream runs in here: its log lines belong to the call.
+        let span = this.call.as_ref().map(|call| call.span.span().clone());
+        let _entered = span.as_ref().map(tracing::Span::enter);
+        let frame = ready!(this.body.poll_frame(context));
+        match (&frame, this.call.as_mut()) {
+            (Some(Ok(frame)), Some(call)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    call.see(trailers);
+                    *this.call = None;
+                }
+            }
+            (None | Some(Err(_)), _) => *this.call = None,
+            (Some(Ok(_)), None) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Empty, StreamBody};
+    use tower::{Layer as _, Service as _, ServiceExt as _};
+
+    use super::*;
+
+    type Bytes = &'static [u8];
+
+    fn layer() -> Layer {
+        Layer::new(CallSpans::new(0.0), &mut Registry::default())
+    }
+
+    fn count(layer: &Layer, method: &'static str, code: &'static str) -> u64 {
+        layer.0.handled.get_or_create(&Handled { method, code }).get()
+    }
+
+    async fn call<B: Body>(
+        layer: &Layer,
+        path: &str,
+        response: Response<B>,
+    ) -> Response<ObservedBody<B>> {
+        let mut response = Some(response);
+        let mut service = layer.layer(tower::service_fn(move |_: Request<()>| {
+            std::future::ready(Ok::<_, std::convert::Infallible>(response.take().expect("once")))
+        }));
+        let request = Request::builder().uri(path).body(()).expect("a request");
+        service.ready().await.expect("ready").call(request).await.expect("a response")
+    }
+
+    fn stream() -> impl Body<Data = Bytes, Error = std::convert::Infallible> {
+        let trailers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            http::HeaderValue::from_static("14"),
+        )]);
+        let frames = [Ok(Frame::data(b"x".as_slice())), Ok(Frame::trailers(trailers))];
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_its_trailers_not_with_its_headers() {
+        let layer = layer();
+        let mut response = call(&layer, "/chatbot.v1.Chatbot/Chat", Response::new(stream())).await;
+        assert_eq!(layer.0.in_flight.get(), 1);
+        response.body_mut().frame().await.expect("data").expect("no error");
+        assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "UNAVAILABLE"), 0);
+        response.body_mut().frame().await.expect("trailers").expect("no error");
+        assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "UNAVAILABLE"), 1);
+        drop(response);
+        assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "CANCELLED"), 0);
+        assert_eq!(layer.0.in_flight.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_dropped_was_cancelled() {
+        let layer = layer();
+        drop(call(&layer, "/chatbot.v1.Chatbot/Chat", Response::new(stream())).await);
+        assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "CANCELLED"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_status_in_the_headers_counts() {
+        let layer = layer();
+        let refused = Response::builder()
+            .header("grpc-status", "3")
+            .body(Empty::<Bytes>::new())
+            .expect("a response");
+        drop(call(&layer, "/chatbot.v1.Chatbot/Ask", refused).await);
+        assert_eq!(count(&layer, "chatbot.v1.Chatbot/Ask", "INVALID_ARGUMENT"), 1);
+    }
+
+    #[tokio::test]
+    async fn unknown_paths_share_a_label_and_probes_have_none() {
+        let layer = layer();
+        drop(call(&layer, "/x.Y/Z", Response::new(stream())).await);
+        drop(call(&layer, "/grpc.health.v1.Health/Check", Response::new(stream())).await);
+        assert_eq!(count(&layer, OTHER, "CANCELLED"), 1);
+        assert_eq!(count(&layer, "grpc.health.v1.Health/Check", "CANCELLED"), 0);
+    }
+}

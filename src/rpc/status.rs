@@ -1,0 +1,151 @@
+//! Errors to gRPC statuses: the one place where a code and a reason are chosen.
+//!
+//! Each status carries exactly one `google.rpc.ErrorInfo` (AIP-193), so that programs need not read
+//! messages. Causes inside the server are logged here, once, and never sent.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing::{error, warn};
+
+use super::{Error, MESSAGE_BYTES};
+use crate::{error::Kind, pb};
+
+/// When to try again what failed for a reason that passes.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The code and the reason of a kind.
+fn code(kind: Kind) -> (Code, &'static str) {
+    match kind {
+        Kind::Invalid => (Code::InvalidArgument, "FIELD_INVALID"),
+        Kind::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED"),
+        Kind::DependencyDown => (Code::Unavailable, "LOG_UNAVAILABLE"),
+        Kind::Internal => (Code::Internal, "INTERNAL"),
+    }
+}
+
+fn details(reason: &str) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, pb::CHATBOT_SERVICE, [])
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let kind = error.kind();
+        let (code, reason) = code(kind);
+        let mut details = details(reason);
+        let message = match &error {
+            Error::Fields(violations) => {
+                let wrong: Vec<String> = violations.iter().map(ToString::to_string).collect();
+                for violation in violations {
+                    details.add_bad_request_violation(&violation.field, &violation.description);
+                }
+                wrong.join("; ")
+            }
+            Error::Unimplemented(_) => error.to_string(),
+            Error::Knowledge(_) | Error::Store(_) => {
+                let cause = causes(&error);
+                if kind == Kind::Internal {
+                    error!(cause, "call failed");
+                    "internal error, see the server's log".to_owned()
+                } else {
+                    warn!(cause, "call failed");
+                    "the log is not available, try again".to_owned()
+                }
+            }
+        };
+        if code == Code::Unavailable {
+            details.set_retry_info(Some(RETRY));
+        }
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// The message of an error and of all that caused it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The status of a request that the library could not read: what it calls `OUT_OF_RANGE` or
+/// `INTERNAL` is the peer's mistake, and both codes mean something else in this contract.
+pub(super) fn of_peer(status: Status) -> Status {
+    let message = match status.code() {
+        _ if !status.details().is_empty() => return status,
+        Code::OutOfRange => {
+            format!("a message must be at most {MESSAGE_BYTES} bytes ({})", status.message())
+        }
+        Code::Internal => format!("not a message of this contract ({})", status.message()),
+        _ => return status,
+    };
+    Status::with_error_details(Code::InvalidArgument, message, details("MESSAGE_INVALID"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Violation;
+
+    #[test]
+    fn every_kind_has_a_code_and_a_reason_of_its_own() {
+        let mut reasons: Vec<_> = Kind::ALL.into_iter().map(|kind| code(kind).1).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons.len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn a_status_has_one_error_info_and_names_the_fields() {
+        let status = Status::from(Error::Fields(vec![
+            Violation::new("query", "must not be empty"),
+            Violation::new("max_answers", "must be 0 to 100, is -1"),
+        ]));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(
+            status.message(),
+            "query: must not be empty; max_answers: must be 0 to 100, is -1"
+        );
+        let details = status.get_error_details();
+        let info = details.error_info().expect("an ErrorInfo");
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("FIELD_INVALID", "chatbot.v1.Chatbot")
+        );
+        let fields: Vec<_> = details
+            .bad_request()
+            .expect("a BadRequest")
+            .field_violations
+            .iter()
+            .map(|violation| violation.field.as_str())
+            .collect();
+        assert_eq!(fields, ["query", "max_answers"]);
+    }
+
+    #[test]
+    fn what_is_down_can_be_tried_again_and_causes_stay_here() {
+        let secret = crate::store::Error::Down("disk /secret/path is full".to_owned());
+        let status = Status::from(Error::Store(secret));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(!status.message().contains("secret"));
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("LOG_UNAVAILABLE"));
+        assert_eq!(details.retry_info().and_then(|retry| retry.retry_delay), Some(RETRY));
+    }
+
+    #[test]
+    fn an_unreadable_message_is_the_peers_mistake() {
+        for code in [Code::OutOfRange, Code::Internal] {
+            let status = of_peer(Status::new(code, "library text"));
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert!(status.message().contains("library text"));
+        }
+        let ours = Status::from(Error::Store(crate::store::Error::Corrupt(String::new())));
+        assert_eq!(of_peer(ours).code(), Code::Internal);
+        assert_eq!(of_peer(Status::cancelled("gone")).code(), Code::Cancelled);
+    }
+}
