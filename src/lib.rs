@@ -13,8 +13,8 @@
 //! | 5 | [`knowledge`] | what the bot knows, and the search for it |
 //! | 4 | [`store`], [`net`] | the log; descriptors, listeners, connections |
 //! | 3 | [`health`], [`lifecycle`], [`telemetry`] | who is ready, who has to end, who can be seen |
-//! | 2 | [`config`] | raw settings, checked |
-//! | 1 | [`domain`], [`error`], [`pb`] | plain data, error kinds, generated types |
+//! | 2 | [`config`], [`domain`] | raw settings, checked; plain data and its rules |
+//! | 1 | [`error`], [`pb`] | error kinds; generated types |
 //!
 //! Libraries stay in their rooms too: tonic in `rpc`, `health`, `net` and `cli`; tantivy in
 //! `knowledge`; redb in `store`; OpenTelemetry in `telemetry`.

@@ -7,7 +7,7 @@
 
 mod call;
 
-use std::time::Duration;
+use std::{io::IsTerminal as _, time::Duration};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -86,7 +86,9 @@ impl Telemetry {
     /// exporter's connection lives there.
     pub fn set_up(config: &config::Telemetry) -> Result<Self, Error> {
         let (filter, handle) = reload::Layer::new(parse(&config.log_filter)?);
-        let lines = tracing_subscriber::fmt::layer();
+        // Colours are for terminals, not for what collects logs.
+        let colours = std::io::stdout().is_terminal();
+        let lines = tracing_subscriber::fmt::layer().with_ansi(colours);
         let lines = match config.log_format {
             config::LogFormat::Text => lines.boxed(),
             config::LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -172,7 +172,9 @@ fn routes(health: Health, scrape: Scrape, draining: CancellationToken) -> Router
         .route("/readyz", get(readyz))
         .with_state(health.clone())
         .merge(Router::new().route("/metrics", get(metrics)).with_state(scrape));
-    Routes::new(grpc::service(health, draining)).into_axum_router().merge(http)
+    let grpc = Routes::new(grpc::service(health, draining)).into_axum_router();
+    // People get a 404; a gRPC client takes that for UNIMPLEMENTED, as it should.
+    grpc.merge(http).fallback(|| std::future::ready(StatusCode::NOT_FOUND))
 }
 
 /// Answers whether the main runtime makes progress.

@@ -13,6 +13,17 @@ use std::vec;
 use tantivy::tokenizer::{Language, Stemmer, TextAnalyzer, Token, TokenStream, Tokenizer};
 use unicode_normalization::UnicodeNormalization as _;
 
+/// English words that say nothing about a subject. They are left out: in a small knowledge base of
+/// two languages they look rare, and "what time is it" would seem to be about something.
+const FUNCTION_WORDS: [&str; 74] = [
+    "a", "about", "am", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by", "can",
+    "could", "did", "do", "does", "for", "from", "had", "has", "have", "how", "i", "if", "in",
+    "into", "is", "it", "its", "just", "me", "my", "of", "on", "or", "our", "please", "s",
+    "should", "so", "some", "such", "t", "tell", "than", "that", "the", "their", "them", "then",
+    "there", "these", "they", "this", "to", "us", "was", "we", "were", "what", "when", "where",
+    "which", "who", "why", "will", "with", "would", "you", "your", "ve", "re",
+];
+
 /// The whole analyzer: [`ScriptAware`] and the stemmer.
 pub fn analyzer() -> TextAnalyzer {
     TextAnalyzer::builder(ScriptAware).filter(Stemmer::new(Language::English)).build()
@@ -98,7 +109,11 @@ fn terms(text: &str) -> Vec<String> {
     for character in text.nfkc().chain([' ', ' ']) {
         let class = class(character);
         if class != Class::Word && !word.is_empty() {
-            terms.push(std::mem::take(&mut word));
+            if FUNCTION_WORDS.contains(&word.as_str()) {
+                word.clear();
+            } else {
+                terms.push(std::mem::take(&mut word));
+            }
         }
         if class != Class::Dense && !run.is_empty() {
             before = run.last().copied();
@@ -174,6 +189,12 @@ mod tests {
         assert_eq!(analyzed("RLIMIT_NOFILE"), ["rlimit", "nofil"]);
         assert_eq!(analyzed("HTTP/2"), ["http", "2"]);
         assert_eq!(analyzed("Größe"), ["größe"]);
+    }
+
+    #[test]
+    fn function_words_are_no_terms() {
+        assert_eq!(analyzed("What is it about?"), [""; 0]);
+        assert_eq!(analyzed("wait_for_ready"), ["wait", "readi"]);
     }
 
     #[test]

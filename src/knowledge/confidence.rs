@@ -12,7 +12,10 @@ use super::{Hit, evaluation::Trial, index::Match};
 
 /// Entries with alternative questions that a fit needs.
 const ENTRIES: usize = 50;
-const FEATURES: usize = 4;
+const FEATURES: usize = 3;
+/// Least confidence in an entry that has the question word for word. The trials cannot tell, since
+/// the question that they ask is always left out, and a short question has a low score.
+const VERBATIM: f64 = 0.95;
 const ITERATIONS: usize = 500;
 const RATE: f64 = 0.5;
 /// Keeps weights finite where the trials can be told apart completely.
@@ -26,6 +29,8 @@ pub(super) struct Features {
     /// How far ahead of the next hit, relative to its own score; for hits behind the first, how far
     /// behind that, negative.
     margin: f64,
+    /// The query is one of the entry's questions.
+    verbatim: bool,
 }
 
 impl Features {
@@ -39,11 +44,12 @@ impl Features {
             score: hit.score.into(),
             coverage: hit.coverage.into(),
             margin: f64::from(margin).max(-1.0),
+            verbatim: hit.verbatim,
         })
     }
 
     fn vector(self) -> [f64; FEATURES] {
-        [self.score.ln_1p(), self.coverage, self.margin, self.coverage * (1.0 + self.margin)]
+        [self.score.ln_1p(), self.coverage, self.margin]
     }
 }
 
@@ -56,10 +62,9 @@ pub(super) struct Calibration {
 }
 
 impl Calibration {
-    /// The model where there is too little to fit one on: covering about half of the reachable score
-    /// is an even chance. Stricter than the fits on the sample, in both languages.
-    pub(super) const DEFAULT: Self =
-        Self { weights: [0.0, 8.0, 1.0, 4.0], bias: -6.0, fitted: false };
+    /// The model where there is too little to fit one on: an even chance takes half of a plain match's
+    /// score and no rival near. Stricter than the fit on the sample.
+    pub(super) const DEFAULT: Self = Self { weights: [0.0, 12.0, 3.0], bias: -8.5, fitted: false };
 
     /// The model that suits `trials` best, or the default if they are of too few entries.
     pub(super) fn fit(trials: &[Trial]) -> Self {
@@ -100,7 +105,8 @@ impl Calibration {
 
     /// How likely a hit with these features is right, 0 to 1.
     pub(super) fn likelihood(&self, features: Features) -> f64 {
-        self.probability(&features.vector())
+        let likelihood = self.probability(&features.vector());
+        if features.verbatim { likelihood.max(VERBATIM) } else { likelihood }
     }
 
     fn probability(&self, vector: &[f64; FEATURES]) -> f64 {
@@ -109,7 +115,7 @@ impl Calibration {
     }
 }
 
-/// Logistic regression by gradient descent on standardised features, weights kept non-negative. Four
+/// Logistic regression by gradient descent on standardised features, weights kept non-negative. Three
 /// numbers do not deserve a linear algebra crate.
 #[expect(clippy::cast_precision_loss, reason = "counts of samples")]
 fn fit(samples: &[([f64; FEATURES], bool)]) -> Calibration {
@@ -143,9 +149,9 @@ fn fit(samples: &[([f64; FEATURES], bool)]) -> Calibration {
             }
         }
         model.bias -= RATE * bias_slope / count;
-        for feature in 0..FEATURES {
-            let slope = slopes[feature] / count + RIDGE * model.weights[feature];
-            model.weights[feature] = (model.weights[feature] - RATE * slope).max(0.0);
+        for (weight, slope) in model.weights.iter_mut().zip(slopes) {
+            let slope = slope / count + RIDGE * *weight;
+            *weight = (*weight - RATE * slope).max(0.0);
         }
     }
     // Back to the features as they are.
@@ -168,11 +174,11 @@ mod tests {
             answer: String::new(),
             language_code: String::new(),
         };
-        Match { entry, score, coverage }
+        Match { entry, score, coverage, verbatim: false }
     }
 
     fn features(score: f64, coverage: f64, margin: f64) -> Features {
-        Features { score, coverage, margin }
+        Features { score, coverage, margin, verbatim: false }
     }
 
     fn trial(id: i32, right: f64, wrong: f64) -> Trial {
@@ -219,6 +225,13 @@ mod tests {
             assert!(hits[1..].iter().all(|hit| hit.confidence <= 0.5));
             assert!(hits.is_sorted_by(|a, b| a.confidence >= b.confidence));
         }
+    }
+
+    #[test]
+    fn a_question_word_for_word_is_known() {
+        let verbatim = Match { verbatim: true, ..found(1.0, 0.1) };
+        let hits = Calibration::DEFAULT.judge(vec![verbatim, found(1.0, 0.1)]);
+        assert!(hits[0].confidence >= 0.95 && hits[1].confidence < 0.5, "{hits:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use tantivy::{
     Index as Tantivy, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
     collector::TopDocs,
-    query::{BooleanQuery, BoostQuery, ConstScoreQuery, Occur, Query as TantivyQuery, TermQuery},
+    query::{BooleanQuery, ConstScoreQuery, Occur, Query as TantivyQuery, TermQuery},
     schema::{
         Field, IndexRecordOption, NumericOptions, STORED, STRING, Schema, TextFieldIndexing,
         TextOptions, Value as _,
@@ -27,14 +27,6 @@ const WRITER_BYTES: usize = 15_000_000;
 /// Terms of a query that are searched for at most: the rarest, which decide anyway. An 8 KiB query
 /// would else cost as much as a hundred normal ones.
 const TERMS: usize = 64;
-
-/// What a term's best possible weight is multiplied with when it saturates: `k1 + 1` of tantivy's
-/// BM25.
-const SATURATION: f32 = 2.2;
-
-/// What a match in the answer's text counts, where one in a question counts 1. Found with
-/// `examples/evaluate.rs` on the sample.
-const ANSWER_WEIGHT: f32 = 0.4;
 
 /// One searchable state of the knowledge base.
 pub(super) struct Index {
@@ -59,8 +51,12 @@ pub(super) struct Match {
     pub(super) entry: Entry,
     /// Raw BM25.
     pub(super) score: f32,
-    /// The share of the score that an entry could reach which has every term of the query.
+    /// The share of what a plain match scores: an entry of average length that has every term of the
+    /// query in a question, once. 0 to 1.
     pub(super) coverage: f32,
+    /// Whether the query has exactly the terms of one of the entry's questions. Only looked at for
+    /// the best match.
+    pub(super) verbatim: bool,
 }
 
 impl std::fmt::Debug for Index {
@@ -173,11 +169,12 @@ impl Index {
     /// The entries that share a term with the query, best first.
     pub(super) fn search(&self, query: &Query<'_>) -> tantivy::Result<Vec<Match>> {
         let searcher = self.reader.searcher();
-        let terms = self.weighted_terms(&searcher, query.text)?;
+        let texts = self.terms(query.text);
+        let terms = self.weighted_terms(&searcher, &texts)?;
         if terms.is_empty() || query.most == 0 {
             return Ok(Vec::new());
         }
-        let reachable: f32 = terms.iter().map(|term| term.best).sum();
+        let plain: f32 = terms.iter().map(|term| term.plain).sum();
         // The scored part, of which one term has to match; then the filters, which score nothing.
         let scored = terms.into_iter().flat_map(|term| term.queries);
         let mut clauses: Vec<(Occur, Box<dyn TantivyQuery>)> =
@@ -191,45 +188,53 @@ impl Index {
             clauses.push((Occur::MustNot, exact(self.id_term(*id))));
         }
         let top = TopDocs::with_limit(query.most).order_by_score();
-        searcher
-            .search(&BooleanQuery::new(clauses), &top)?
-            .into_iter()
-            .map(|(score, address)| {
-                let entry = self.stored(&searcher.doc(address)?)?;
-                Ok(Match { entry, score, coverage: score / reachable })
-            })
-            .collect()
+        let mut matches = Vec::new();
+        for (score, address) in searcher.search(&BooleanQuery::new(clauses), &top)? {
+            let entry = self.stored(&searcher.doc(address)?)?;
+            let verbatim = matches.is_empty()
+                && entry.questions.iter().any(|question| self.terms(question) == texts);
+            matches.push(Match { entry, score, coverage: (score / plain).min(1.0), verbatim });
+        }
+        Ok(matches)
     }
 
+    /// The distinct terms of a text, sorted.
+    fn terms(&self, text: &str) -> Vec<String> {
+        let mut terms = Vec::new();
+        let mut analyzer = self.analyzer.clone();
+        analyzer.token_stream(text).process(&mut |token| terms.push(token.text.clone()));
+        terms.sort_unstable();
+        terms.dedup();
+        terms
+    }
+
+    /// The terms with what they weigh, the rarest first.
     fn weighted_terms(
         &self,
         searcher: &Searcher,
-        text: &str,
+        terms: &[String],
     ) -> tantivy::Result<Vec<WeightedTerm>> {
-        let mut texts = Vec::new();
-        let mut analyzer = self.analyzer.clone();
-        analyzer.token_stream(text).process(&mut |token| texts.push(token.text.clone()));
-        texts.sort_unstable();
-        texts.dedup();
-        let mut terms = texts
+        let mut terms = terms
             .iter()
-            .map(|text| self.weighted_term(searcher, text))
+            .map(|term| self.weighted_term(searcher, term))
             .collect::<tantivy::Result<Vec<_>>>()?;
         // Terms that nothing has stay in: they are what tells a foreign question.
-        terms.sort_by_key(|term| Reverse(ordered(term.best)));
+        terms.sort_by_key(|term| Reverse(ordered(term.plain)));
         terms.truncate(TERMS);
         Ok(terms)
     }
 
     fn weighted_term(&self, searcher: &Searcher, text: &str) -> tantivy::Result<WeightedTerm> {
-        let mut weighted = WeightedTerm { queries: Vec::new(), best: 0.0 };
-        for (field, weight) in [(self.fields.questions, 1.0), (self.fields.answer, ANSWER_WEIGHT)] {
+        let mut weighted = WeightedTerm { queries: Vec::new(), plain: 0.0 };
+        for field in [self.fields.questions, self.fields.answer] {
             let term = Term::from_field_text(field, text);
             let having = searcher.doc_freq(&term)?;
-            weighted.best += weight * SATURATION * idf(having, searcher.num_docs());
+            if field == self.fields.questions {
+                weighted.plain = idf(having, searcher.num_docs());
+            }
             if having > 0 {
                 let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-                weighted.queries.push(Box::new(BoostQuery::new(Box::new(query), weight)));
+                weighted.queries.push(Box::new(query));
             }
         }
         Ok(weighted)
@@ -238,8 +243,8 @@ impl Index {
 
 struct WeightedTerm {
     queries: Vec<Box<dyn TantivyQuery>>,
-    /// The most that the term can add to a score.
-    best: f32,
+    /// What the term adds to the score of a plain match: BM25 is the inverse document frequency there.
+    plain: f32,
 }
 
 fn exact(term: Term) -> Box<dyn TantivyQuery> {
@@ -359,7 +364,10 @@ mod tests {
     #[test]
     fn a_huge_query_is_searched_by_its_rarest_terms() {
         let text = (0..2_000).fold("deadline".to_owned(), |text, n| text + " w" + &n.to_string());
-        let terms = index().weighted_terms(&index().reader.searcher(), &text).expect("terms");
+        let index = index();
+        let terms = index.terms(&text);
+        assert_eq!(terms.len(), 2_001);
+        let terms = index.weighted_terms(&index.reader.searcher(), &terms).expect("terms");
         assert_eq!(terms.len(), TERMS);
     }
 }

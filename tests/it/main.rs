@@ -1,0 +1,14 @@
+//! The service as others see it: one file a promise, one binary for all of them, since linking is
+//! what costs.
+
+#![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+mod answers;
+mod health;
+mod layers;
+mod peers;
+mod process;
+mod quality;
+mod support;
+mod teaching;
+mod wire;
