@@ -45,8 +45,20 @@ fn measure(size: usize) {
             text(words, n % 2 == 0, &mut random)
         })
         .collect();
+    for language in [None, Some("ko")] {
+        percentiles(&knowledge, size, build, language, &queries);
+    }
+}
+
+fn percentiles(
+    knowledge: &Knowledge,
+    size: usize,
+    build: Duration,
+    language: Option<&str>,
+    queries: &[String],
+) {
     let ask = |text: &str| {
-        let query = Query { text, language: None, excluded: &[], most: 10 };
+        let query = Query { text, language, excluded: &[], most: 10 };
         std::hint::black_box(knowledge.search(&query).expect("a search"));
     };
     queries.iter().take(QUERIES / 10).for_each(|query| ask(query));
@@ -61,8 +73,9 @@ fn measure(size: usize) {
     times.sort_unstable();
     let at = |percent: usize| format!("{:.0?}", times[(times.len() - 1) * percent / 100]);
     println!(
-        "{size:>9} {:>10} {:>9} {:>9} {:>9} {:>9}",
+        "{size:>9} {:>10} {:>8} {:>9} {:>9} {:>9} {:>9}",
         format!("{build:.1?}"),
+        language.unwrap_or("any"),
         at(50),
         at(90),
         at(99),

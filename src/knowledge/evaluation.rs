@@ -16,11 +16,11 @@ use crate::domain::{AnswerId, Entry};
 /// Ranks that count: MRR@10.
 const RANKS: usize = 10;
 /// Entries that are looked at; of a larger base every nth is.
-const ENTRIES: usize = 20_000;
+const ENTRIES: usize = 5_000;
 /// Questions of an entry that are left out in turn, at most.
 const FOLDS: usize = 6;
 /// Questions that are asked at most, spread over entries and folds.
-const QUESTIONS: usize = 6_000;
+const QUESTIONS: usize = 2_000;
 
 /// One question, asked of a knowledge base that does not have it.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,7 +8,7 @@ use std::{
 use tantivy::{
     Index as Tantivy, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
     collector::TopDocs,
-    query::{BooleanQuery, ConstScoreQuery, Occur, Query as TantivyQuery, TermQuery},
+    query::{BooleanQuery, ConstScoreQuery, Query as TantivyQuery, TermQuery},
     schema::{
         Field, IndexRecordOption, NumericOptions, STORED, STRING, Schema, TextFieldIndexing,
         TextOptions, Value as _,
@@ -21,8 +21,9 @@ use crate::domain::{AnswerId, Change, Entry, primary_language};
 
 const ANALYZER: &str = "script_aware";
 
-/// Memory that collects new entries before they become a segment; the least that tantivy takes.
-const WRITER_BYTES: usize = 15_000_000;
+/// Memory that collects new entries before they become a segment, taken only as far as it is needed.
+/// Each segment costs every search some time, so a large base should become few of them.
+const WRITER_BYTES: usize = 100_000_000;
 
 /// Terms of a query that are searched for at most: the rarest, which decide anyway. An 8 KiB query
 /// would else cost as much as a hundred normal ones.
@@ -40,8 +41,9 @@ pub(super) struct Index {
 struct Fields {
     answer_id: Field,
     language: Field,
-    questions: Field,
-    answer: Field,
+    /// The questions and the answer: one text, since telling them apart ranked no better (measured)
+    /// and costs twice the terms.
+    text: Field,
     entry: Field,
 }
 
@@ -68,20 +70,17 @@ impl std::fmt::Debug for Index {
 impl Index {
     /// An empty index.
     pub(super) fn new() -> tantivy::Result<Self> {
-        let text = || {
-            TextOptions::default().set_indexing_options(
-                TextFieldIndexing::default()
-                    .set_tokenizer(ANALYZER)
-                    // Phrases are never searched for; without positions the index is half the size.
-                    .set_index_option(IndexRecordOption::WithFreqs),
-            )
-        };
+        let text = TextOptions::default().set_indexing_options(
+            TextFieldIndexing::default()
+                .set_tokenizer(ANALYZER)
+                // Phrases are never searched for; without positions the index is half the size.
+                .set_index_option(IndexRecordOption::WithFreqs),
+        );
         let mut schema = Schema::builder();
         let fields = Fields {
             answer_id: schema.add_i64_field("answer_id", NumericOptions::default().set_indexed()),
             language: schema.add_text_field("language", STRING),
-            questions: schema.add_text_field("questions", text()),
-            answer: schema.add_text_field("answer", text()),
+            text: schema.add_text_field("text", text),
             entry: schema.add_bytes_field("entry", STORED),
         };
         let index = Tantivy::create_in_ram(schema.build());
@@ -131,9 +130,9 @@ impl Index {
         let language = primary_language(&entry.language_code).ok().flatten().unwrap_or_default();
         document.add_text(self.fields.language, language);
         for question in &entry.questions {
-            document.add_text(self.fields.questions, question);
+            document.add_text(self.fields.text, question);
         }
-        document.add_text(self.fields.answer, &entry.answer);
+        document.add_text(self.fields.text, &entry.answer);
         document.add_bytes(self.fields.entry, &serde_json::to_vec(entry)?);
         writer.add_document(document)?;
         Ok(())
@@ -175,22 +174,29 @@ impl Index {
             return Ok(Vec::new());
         }
         let plain: f32 = terms.iter().map(|term| term.plain).sum();
-        // The scored part, of which one term has to match; then the filters, which score nothing.
-        let scored = terms.into_iter().flat_map(|term| term.queries);
-        let mut clauses: Vec<(Occur, Box<dyn TantivyQuery>)> =
-            vec![(Occur::Must, Box::new(BooleanQuery::union(scored.collect())))];
+        let scored = terms.into_iter().filter(|term| term.known).map(|term| {
+            let query = TermQuery::new(term.term, IndexRecordOption::WithFreqs);
+            Box::new(query) as Box<dyn TantivyQuery>
+        });
+        let mut scored: Box<dyn TantivyQuery> = Box::new(BooleanQuery::union(scored.collect()));
+        // A union alone skips what cannot reach the top; with a filter beside it every match is
+        // scored. So exclusions are left out afterwards, of a top that is longer by their number.
         if let Some(language) = query.language {
             let of = |language| exact(Term::from_field_text(self.fields.language, language));
             let any = BooleanQuery::union(vec![of(language), of("")]);
-            clauses.push((Occur::Must, Box::new(ConstScoreQuery::new(Box::new(any), 0.0))));
+            let any = Box::new(ConstScoreQuery::new(Box::new(any), 0.0));
+            scored = Box::new(BooleanQuery::intersection(vec![scored, any]));
         }
-        for id in query.excluded {
-            clauses.push((Occur::MustNot, exact(self.id_term(*id))));
-        }
-        let top = TopDocs::with_limit(query.most).order_by_score();
+        let top = TopDocs::with_limit(query.most + query.excluded.len()).order_by_score();
         let mut matches = Vec::new();
-        for (score, address) in searcher.search(&BooleanQuery::new(clauses), &top)? {
+        for (score, address) in searcher.search(&*scored, &top)? {
             let entry = self.stored(&searcher.doc(address)?)?;
+            if matches.len() == query.most {
+                break;
+            }
+            if query.excluded.contains(&entry.answer_id) {
+                continue;
+            }
             let verbatim = matches.is_empty()
                 && entry.questions.iter().any(|question| self.terms(question) == texts);
             matches.push(Match { entry, score, coverage: (score / plain).min(1.0), verbatim });
@@ -214,36 +220,25 @@ impl Index {
         searcher: &Searcher,
         terms: &[String],
     ) -> tantivy::Result<Vec<WeightedTerm>> {
-        let mut terms = terms
-            .iter()
-            .map(|term| self.weighted_term(searcher, term))
-            .collect::<tantivy::Result<Vec<_>>>()?;
-        // Terms that nothing has stay in: they are what tells a foreign question.
-        terms.sort_by_key(|term| Reverse(ordered(term.plain)));
-        terms.truncate(TERMS);
-        Ok(terms)
-    }
-
-    fn weighted_term(&self, searcher: &Searcher, text: &str) -> tantivy::Result<WeightedTerm> {
-        let mut weighted = WeightedTerm { queries: Vec::new(), plain: 0.0 };
-        for field in [self.fields.questions, self.fields.answer] {
-            let term = Term::from_field_text(field, text);
+        let all = searcher.num_docs();
+        let mut weighted = Vec::with_capacity(terms.len());
+        for text in terms {
+            let term = Term::from_field_text(self.fields.text, text);
             let having = searcher.doc_freq(&term)?;
-            if field == self.fields.questions {
-                weighted.plain = idf(having, searcher.num_docs());
-            }
-            if having > 0 {
-                let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-                weighted.queries.push(Box::new(query));
-            }
+            weighted.push(WeightedTerm { term, known: having > 0, plain: idf(having, all) });
         }
+        // Terms that nothing has stay in: they are what tells a foreign question.
+        weighted.sort_by_key(|term| Reverse(ordered(term.plain)));
+        weighted.truncate(TERMS);
         Ok(weighted)
     }
 }
 
 struct WeightedTerm {
-    queries: Vec<Box<dyn TantivyQuery>>,
-    /// What the term adds to the score of a plain match: BM25 is the inverse document frequency there.
+    term: Term,
+    /// Whether any entry has it.
+    known: bool,
+    /// What it adds to the score of a plain match: BM25 is the inverse document frequency there.
     plain: f32,
 }
 

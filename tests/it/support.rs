@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
 /// Longer than anything takes on a busy machine; a test that waits for it has failed.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_mins(1);
 
 /// Six entries, two languages, one in none: few enough that the index is there at once.
 pub(crate) const ENTRIES: &str = r#"{"answer_id":1,"questions":["Why are there too many open files?","EMFILE error in the server"],"answer":"Raise the limit and close your channels.","language_code":"en"}

@@ -1,0 +1,30 @@
+# The steps of CI. Each one runs alone; `.ci/run` installs what they need and runs them in this order.
+.DEFAULT_GOAL := help
+.PHONY: help fmt lint doc test deny chart engine e2e
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+fmt: ## the sources are formatted
+	cargo fmt --check
+
+lint: ## clippy, warnings are errors
+	cargo clippy --all-targets --locked -- -D warnings
+
+doc: ## the documentation builds, without a broken link
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+
+test: ## the README's test command
+	cargo test
+
+deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)
+	cargo deny --all-features --locked check bans licenses sources
+
+chart: ## chart, manifests, compose file and Dockerfile, without a cluster (pip install -r tests/chart/requirements.txt)
+	tests/chart/check
+
+engine: ## the image and the compose file, on a Docker engine
+	tests/engine/run
+
+e2e: ## chart and manifests, on the cluster of KUBECONFIG
+	tests/e2e/run
