@@ -71,7 +71,7 @@ fn percentiles(
         })
         .collect();
     times.sort_unstable();
-    let at = |percent: usize| format!("{:.0?}", times[(times.len() - 1) * percent / 100]);
+    let at = |percent: usize| format!("{:.2?}", times[(times.len() - 1) * percent / 100]);
     println!(
         "{size:>9} {:>10} {:>8} {:>9} {:>9} {:>9} {:>9}",
         format!("{build:.1?}"),

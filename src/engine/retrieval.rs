@@ -94,6 +94,24 @@ mod tests {
     }
 
     #[test]
+    fn one_entry_is_a_knowledge_base_too() {
+        let entry = crate::domain::Entry {
+            answer_id: crate::domain::AnswerId(1),
+            questions: vec!["Where is the red bicycle?".to_owned()],
+            answer: "In the cellar.".to_owned(),
+            language_code: "en".to_owned(),
+        };
+        let engine = Retrieval::new(Knowledge::of_entries(&[entry]).expect("an index"), 0.5);
+        for asked in ["Where is the red bicycle?", "red bicycle", "where's my red bicycle"] {
+            assert!(ask(&engine, asked, None).answered, "{asked}");
+        }
+        for unknown in ["Where is the blue car?", "빨간 자전거 어디 있어?", "bicycle race results"]
+        {
+            assert!(!ask(&engine, unknown, None).answered, "{unknown}");
+        }
+    }
+
+    #[test]
     fn not_knowing_is_said_in_the_callers_language() {
         let engine = engine(1.1);
         assert!(ask(&engine, "내일 날씨 어때?", None).text.contains("모릅니다"));
