@@ -1,7 +1,7 @@
 //! The RPCs of `chatbot.v1`: one file an RPC, one file a layer around all of them.
 //!
 //! An RPC checks its request, asks the modules below, and turns what they say into messages. Its
-//! errors go through [`Error`]; `status` alone makes gRPC statuses of them.
+//! errors go through `Error`; `status` alone makes gRPC statuses of them.
 
 mod ask;
 mod convert;
