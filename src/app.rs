@@ -13,7 +13,6 @@ use std::{
 
 use anyhow::Context as _;
 use prometheus_client::{metrics::info::Info, registry::Registry};
-use tonic::service::Routes;
 use tracing::info;
 
 pub use self::reload::Reload;
@@ -44,8 +43,9 @@ pub struct App {
     health: Health,
     ops: health::Ops,
     store: Arc<dyn Store>,
-    listener: std::net::TcpListener,
-    routes: Routes,
+    server: net::Server,
+    routes: axum::Router,
+    tls: Option<net::Tls>,
     reloader: Reloader,
 }
 
@@ -64,14 +64,18 @@ impl App {
         let mut registry = Registry::with_prefix("chatbot");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", build);
-        net::fds::register(net::fds::raise(), &mut registry);
+        let limit = net::fds::raise();
+        net::fds::register(limit, &mut registry);
 
-        // Probes first. The metrics are whole once everything is registered.
+        // Probes first. The metrics are whole once everything is registered. A small limit leaves few
+        // descriptors for probes, but some.
+        let ops_slots = (limit.soft / 8).clamp(8, 64);
         let health = Health::new(&mut registry);
         let registered: Arc<OnceLock<Registry>> = Arc::default();
         let ops = health::Ops::spawn(
             net::listen(config.ops.address)
                 .with_context(|| format!("cannot listen on ops.address {}", config.ops.address))?,
+            usize::try_from(ops_slots)?,
             health.clone(),
             scrape(Arc::clone(&registered)),
             life.draining().clone(),
@@ -98,7 +102,22 @@ impl App {
         let listener = net::listen(config.server.address).with_context(|| {
             format!("cannot listen on server.address {}", config.server.address)
         })?;
-        let addresses = Addresses { server: listener.local_addr()?, ops: ops.address() };
+        let http1 = !config.web.allowed_origins.is_empty();
+        let tls = config.tls.as_ref().map(|files| net::Tls::load(files, http1)).transpose()?;
+        let limits = &config.server.connections;
+        let budget = net::Budget::plan(limit.soft, net::fds::open(), ops_slots, limits.max)?;
+        budget.register(&mut registry);
+        info!(?budget, "descriptor budget");
+        let server = net::Server::new(
+            listener,
+            budget.connections,
+            limits,
+            tls.clone(),
+            http1,
+            &life,
+            &mut registry,
+        );
+        let addresses = Addresses { server: server.address()?, ops: ops.address() };
         let sampled =
             config.telemetry.otlp_endpoint.as_ref().map(|_| config.telemetry.sample_ratio);
         let chatbot = rpc::Chatbot {
@@ -112,13 +131,14 @@ impl App {
             health.clone(),
             &life,
             CallSpans::new(sampled.unwrap_or(0.0)),
-            config.server.reflection,
+            &config.server,
+            &config.web,
             &mut registry,
         )?;
         let _ = registered.set(registry);
         let timeline =
             Timeline { delay: config.server.drain_delay, grace: config.server.drain_grace };
-        Ok(Self { addresses, life, timeline, health, ops, store, listener, routes, reloader })
+        Ok(Self { addresses, life, timeline, health, ops, store, server, routes, tls, reloader })
     }
 
     /// Where it listens.
@@ -131,12 +151,15 @@ impl App {
         self.reloader.clone()
     }
 
+    /// The certificate that can be replaced while it runs.
+    pub fn tls(&self) -> Option<net::Tls> {
+        self.tls.clone()
+    }
+
     /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops
     /// port. Takes at most the drain's delay and grace and a few seconds.
     pub async fn run(self) {
-        let (draining, closing) = (self.life.draining().clone(), self.life.closing().clone());
-        let serve = net::serve(self.listener, self.routes, draining, closing);
-        self.life.spawn_service("server", serve);
+        self.life.spawn_service("server", self.server.run(self.routes));
         self.health.started();
         info!(address = %self.addresses.server, "serving");
 

@@ -15,6 +15,8 @@ mod server;
 mod settings;
 mod store;
 mod telemetry;
+mod tls;
+mod web;
 
 use std::{fmt, path::PathBuf};
 
@@ -24,10 +26,12 @@ pub use self::{
     knowledge::Knowledge,
     limits::Limits,
     ops::Ops,
-    server::Server,
+    server::{Connections, Server},
     settings::{Environment, Problem, Setting},
     store::{Store, StoreUrl},
     telemetry::{LogFormat, Telemetry},
+    tls::Tls,
+    web::Web,
 };
 
 /// Where the settings come from.
@@ -58,6 +62,10 @@ pub struct Config {
     pub limits: Limits,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// TLS on the main port; `None`: plaintext.
+    pub tls: Option<Tls>,
+    /// Browsers.
+    pub web: Web,
 }
 
 /// Everything that is wrong with a configuration.
@@ -90,6 +98,8 @@ impl Config {
             engine: Engine::check(&mut settings),
             limits: Limits::check(&mut settings),
             telemetry: Telemetry::check(&mut settings),
+            tls: Tls::check(&mut settings),
+            web: Web::check(&mut settings),
         };
         if config.server.address == config.ops.address && config.server.address.port() != 0 {
             settings.problem(

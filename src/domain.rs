@@ -3,7 +3,7 @@
 //! The rules of an entry stand here once, because it enters by two doors, a file and the `Teach`
 //! RPC. Nothing here does IO.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use oxilangtag::LanguageTag;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,11 @@ pub const ENTRY_BYTES: usize = 64 * 1024;
 pub const QUESTION_BYTES: usize = 8 * 1024;
 /// Most alternative questions of one entry.
 pub const QUESTIONS: usize = 100;
+
+/// The certificate, in DER, that the peer of a connection has shown; a request extension. What it
+/// proves was checked in the handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate(pub Arc<[u8]>);
 
 /// The identity of an entry of the knowledge base: positive, chosen by whoever teaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

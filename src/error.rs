@@ -12,6 +12,10 @@ pub enum Kind {
     Invalid,
     /// This version does not do it.
     Unimplemented,
+    /// The time for it is over.
+    Deadline,
+    /// The server, or this connection of it, is going away; another one can do it.
+    Draining,
     /// Something that the server depends on is down for now.
     DependencyDown,
     /// A fault of the server.
@@ -20,8 +24,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 4] =
-        [Self::Invalid, Self::Unimplemented, Self::DependencyDown, Self::Internal];
+    pub const ALL: [Self; 6] = [
+        Self::Invalid,
+        Self::Unimplemented,
+        Self::Deadline,
+        Self::Draining,
+        Self::DependencyDown,
+        Self::Internal,
+    ];
 }
 
 /// One field of an input that breaks a rule.

@@ -102,7 +102,17 @@ impl Lifecycle {
         self.spawn(name, &self.0.support, self.0.closing.clone(), task);
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
+    /// Runs `work` for one peer: a connection, or a call. It may end at any time, and a panic ends
+    /// only itself: one peer's bug must not be everybody's. A stop waits for it like for a service.
+    #[expect(clippy::disallowed_methods, reason = "one of the places where tasks are spawned")]
+    pub fn spawn_work<F>(&self, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(self.0.services.track_future(work));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "one of the places where tasks are spawned")]
     fn spawn<F>(
         &self,
         name: &'static str,

@@ -4,14 +4,16 @@
 //! errors go through `Error`; `status` alone makes gRPC statuses of them.
 
 mod ask;
+mod bounds;
 mod convert;
 mod observe;
 mod rank_answers;
 mod rescue;
 mod status;
 mod teach;
+mod web;
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
@@ -46,31 +48,37 @@ pub struct Chatbot {
     pub limits: config::Limits,
 }
 
-/// Everything that is served on the main port: the chatbot, health, and reflection if wanted.
+/// Everything that is served on the main port: the chatbot, health, and reflection if wanted, under
+/// the layers that every call goes through.
 pub fn routes(
     chatbot: Chatbot,
     health: health::Health,
     life: &Lifecycle,
     spans: CallSpans,
-    reflection: bool,
+    server: &config::Server,
+    web: &config::Web,
     registry: &mut Registry,
-) -> Result<Routes, tonic_reflection::server::Error> {
+) -> Result<axum::Router, tonic_reflection::server::Error> {
     let chatbot = ChatbotServer::from_arc(Arc::new(chatbot))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
     let mut routes =
         Routes::new(chatbot).add_service(health::service(health, life.draining().clone()));
-    if reflection {
+    if server.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::CHATBOT_DESCRIPTORS)
             .register_encoded_file_descriptor_set(pb::HEALTH_DESCRIPTORS)
             .build_v1()?;
         routes = routes.add_service(reflection);
     }
-    // The last layer is the outermost: what rescue has made of a response is what is observed.
-    let layered =
-        routes.into_axum_router().layer(rescue::Layer).layer(observe::Layer::new(spans, registry));
-    Ok(Routes::from(layered))
+    // The last layer is the outermost: what bounds and rescue have made of a response is what is
+    // observed, and gRPC-Web only translates what comes out.
+    let layered = routes
+        .into_axum_router()
+        .layer(bounds::Layer { receive_timeout: server.connections.receive_timeout })
+        .layer(rescue::Layer)
+        .layer(observe::Layer::new(spans, registry));
+    Ok(web::translated(layered, web))
 }
 
 /// Why an RPC failed.
@@ -79,9 +87,21 @@ enum Error {
     /// Fields of the request break rules.
     #[error("the request is invalid")]
     Fields(Vec<Violation>),
+    /// The caller's deadline is malformed.
+    #[error("grpc-timeout must be at most eight digits and one of H, M, S, m, u, n")]
+    Timeout,
     /// This version does not do it.
     #[error("{0}")]
     Unimplemented(&'static str),
+    /// The caller's deadline is over.
+    #[error("the deadline that the caller has set is over")]
+    Deadline,
+    /// The request did not come.
+    #[error("the request was not received within {}", humantime::format_duration(*.0))]
+    NotReceived(Duration),
+    /// The connection ends.
+    #[error("this connection ends, try again on another one")]
+    Leaving,
     #[error(transparent)]
     Knowledge(#[from] knowledge::Error),
     #[error(transparent)]
@@ -91,7 +111,9 @@ enum Error {
 impl Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Fields(_) => Kind::Invalid,
+            Self::Fields(_) | Self::Timeout => Kind::Invalid,
+            Self::Deadline | Self::NotReceived(_) => Kind::Deadline,
+            Self::Leaving => Kind::Draining,
             Self::Unimplemented(_) => Kind::Unimplemented,
             Self::Knowledge(error) => error.kind(),
             Self::Store(error) => error.kind(),

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::{Config, Setting, Sources},
     knowledge::{Base, Reloader},
+    net,
     telemetry::LogFilter,
 };
 
@@ -36,10 +37,20 @@ pub struct Reload {
     pub log_filter: LogFilter,
     /// Changes the base of the knowledge base.
     pub knowledge: Reloader,
+    /// The certificate, if there is one.
+    pub tls: Option<net::Tls>,
 }
 
 /// What tells one state of a file from another without reading it.
 type Fingerprint = Option<(u64, u64, i64, i64)>;
+
+/// The files that are looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Files {
+    settings: Fingerprint,
+    knowledge: Fingerprint,
+    certificates: Vec<Fingerprint>,
+}
 
 fn fingerprint(path: Option<&PathBuf>) -> Fingerprint {
     let metadata = fs::metadata(path?).ok()?;
@@ -65,17 +76,36 @@ impl Reload {
                 () = tokio::time::sleep(LOOK) => false,
             };
             let now = self.fingerprints();
-            if asked || now != files {
-                let knowledge = asked || now.1 != files.1;
-                self.reload(knowledge).await;
-                files = self.fingerprints();
+            if asked || now.certificates != files.certificates {
+                self.reload_certificates().await;
             }
+            if asked || now.settings != files.settings || now.knowledge != files.knowledge {
+                self.reload(asked || now.knowledge != files.knowledge).await;
+            }
+            // As they were before they were read: a change in between is seen the next time.
+            files = now;
         }
     }
 
-    fn fingerprints(&self) -> (Fingerprint, Fingerprint) {
-        let knowledge = self.config.knowledge.path.as_ref();
-        (fingerprint(self.sources.file.as_ref()), fingerprint(knowledge))
+    fn fingerprints(&self) -> Files {
+        let tls = self.config.tls.as_ref();
+        let certificates = tls.map_or_else(Vec::new, |tls| {
+            vec![Some(&tls.cert_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]
+        });
+        Files {
+            settings: fingerprint(self.sources.file.as_ref()),
+            knowledge: fingerprint(self.config.knowledge.path.as_ref()),
+            certificates: certificates.into_iter().map(fingerprint).collect(),
+        }
+    }
+
+    async fn reload_certificates(&self) {
+        let Some(tls) = self.tls.clone() else { return };
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(Ok(())) => info!("certificate reloaded"),
+            Ok(Err(error)) => error!(%error, "certificate not reloaded, the old one stays"),
+            Err(error) => error!(%error, "certificate not reloaded, the old one stays"),
+        }
     }
 
     async fn reload(&mut self, knowledge: bool) {

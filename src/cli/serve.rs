@@ -78,7 +78,8 @@ async fn live(
         // A stop during a long start: nobody is served yet.
         () = life.stopping() => return Ok(()),
     };
-    let reload = Reload { sources, config, settings, log_filter, knowledge: app.reloader() };
+    let (knowledge, tls) = (app.reloader(), app.tls());
+    let reload = Reload { sources, config, settings, log_filter, knowledge, tls };
     life.spawn_support("reload", reload.run(life.closing().clone()));
     app.run().await;
     match life.crash() {

@@ -308,6 +308,16 @@ impl FromSetting for Duration {
     }
 }
 
+impl FromSetting for u32 {
+    fn parse(value: &Value) -> Result<Self, String> {
+        let text = text(value)?;
+        text.parse().map_err(|_| format!("must be a whole number, is {text:?}"))
+    }
+    fn toml(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl FromSetting for ByteSize {
     fn parse(value: &Value) -> Result<Self, String> {
         let text = text(value)?;

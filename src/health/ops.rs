@@ -34,9 +34,6 @@ use tracing::{debug, error, warn};
 
 use super::{Health, Service, grpc};
 
-/// Connections at a time. A kubelet and a few scrapers need a handful; a flood must not take more
-/// descriptors than the budget has for this port.
-const SLOTS: usize = 64;
 /// Time for a new connection to send its first request; a silent peer gives its slot back after it.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 /// A connection's longest life. Probes need milliseconds; a scraper just connects again.
@@ -58,9 +55,12 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// Starts the thread that serves `listener`. `draining` ends open Watch streams only.
+    /// Starts the thread that serves `listener`, with at most `slots` connections at a time: a kubelet
+    /// and a few scrapers need a handful, and a flood must not take more descriptors than the budget
+    /// has for this port. `draining` ends open Watch streams only.
     pub fn spawn(
         listener: std::net::TcpListener,
+        slots: usize,
         health: Health,
         scrape: Scrape,
         draining: CancellationToken,
@@ -75,7 +75,7 @@ impl Ops {
         let closed = closing.clone();
         let run = async move {
             tokio::select! {
-                () = serve(listener, health.clone(), scrape, draining) => {}
+                () = serve(listener, slots, health.clone(), scrape, draining) => {}
                 () = health.watch_heart() => {}
                 () = closed.cancelled() => {}
             }
@@ -102,9 +102,15 @@ impl Drop for Ops {
     }
 }
 
-async fn serve(listener: TcpListener, health: Health, scrape: Scrape, draining: CancellationToken) {
+async fn serve(
+    listener: TcpListener,
+    most: usize,
+    health: Health,
+    scrape: Scrape,
+    draining: CancellationToken,
+) {
     let routes = routes(health, scrape, draining);
-    let slots = Arc::new(Semaphore::new(SLOTS));
+    let slots = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -117,7 +123,7 @@ async fn serve(listener: TcpListener, health: Health, scrape: Scrape, draining: 
             }
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            warn!(%peer, slots = SLOTS, "ops port has no slot left, dropping the new connection");
+            warn!(%peer, slots = most, "ops port has no slot left, dropping the new connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };

@@ -1,47 +1,334 @@
-//! Drives the connections of the main port until the drain has ended.
+//! Accepts connections until the drain, and hands each to its driver.
+//!
+//! The loop never spins and never stops. Without a descriptor left, `accept` fails at once, again and
+//! again, while the connection stays in the queue: a library's loop burnt a whole core on that, and
+//! logged nothing (measured). Here a descriptor kept in reserve is given up to take that connection
+//! and reset it, and the loop pauses, longer each time, until somebody leaves.
 
-use std::net::TcpListener;
+use std::{
+    fs::File,
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::net::TcpListener as Listener;
-use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
-use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
-use tracing::{error, warn};
+use http::{Request, Response};
+use http_body::Body;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, error, info, warn};
 
-/// Most calls at a time on one connection. Unlimited is the library's default, and each open call
-/// can pin a message and a send buffer.
-const STREAMS_PER_CONNECTION: u32 = 100;
-/// Most bytes of a call's headers.
-const HEADER_BYTES: u32 = 16 * 1024;
+use super::{
+    call::RequestBody,
+    connection::{Reason, Terms, drive},
+    governor::{Governor, Permit, Refusal},
+    metrics::Metrics,
+    peer::Peer,
+    tls::Tls,
+};
+use crate::{config::Connections, domain::PeerCertificate, lifecycle::Lifecycle};
 
-/// Serves `routes` on `listener`. After `draining` nothing new is accepted, open connections get a
-/// GOAWAY and their calls may finish; `closing` drops what is left, because a graceful end alone
-/// waits for ever on a peer that says nothing (hyper issue 4170).
-pub async fn serve(
-    listener: TcpListener,
-    routes: Routes,
-    draining: CancellationToken,
-    closing: CancellationToken,
-) {
-    let listener = match Listener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return error!(%error, "cannot listen"),
-    };
-    let incoming = TcpListenerStream::new(listener).map(|accepted| {
-        let stream = accepted?;
-        // Without it a small message waits for the peer's delayed acknowledgement.
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(stream)
-    });
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_max_header_list_size(HEADER_BYTES)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, draining.cancelled());
-    tokio::select! {
-        ended = server => if let Err(error) = ended {
-            error!(%error, "the server ended");
-        },
-        () = closing.cancelled() => warn!("dropping connections that did not end by themselves"),
+/// Pause after an accept that failed for want of something, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// How often the same trouble is logged.
+const LOG_AGAIN: Duration = Duration::from_secs(1);
+/// Time for the kernel to deliver what a peer does not acknowledge; HTTP/2's own pings cannot end a
+/// connection whose peer has stopped reading.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The server of the main port, bound and not yet serving.
+#[derive(Debug)]
+pub struct Server {
+    listener: std::net::TcpListener,
+    governor: Governor,
+    tls: Option<Tls>,
+    terms: Terms,
+    metrics: Metrics,
+}
+
+impl Server {
+    /// A server on `listener` for at most `most` connections.
+    pub fn new(
+        listener: std::net::TcpListener,
+        most: u64,
+        limits: &Connections,
+        tls: Option<Tls>,
+        http1: bool,
+        life: &Lifecycle,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> Self {
+        let governor = Governor::new(
+            usize::try_from(most).unwrap_or(usize::MAX),
+            usize::try_from(limits.max_per_peer).unwrap_or(usize::MAX),
+            limits.exempt_peers.clone(),
+        );
+        let metrics = Metrics::new(governor.clone(), registry);
+        let terms = Terms { limits: limits.clone(), http1, life: life.clone() };
+        Self { listener, governor, tls, terms, metrics }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves `service` until the drain; the connections that there are then end by themselves, as
+    /// tasks of the lifecycle.
+    pub async fn run<S, B>(self, service: S)
+    where
+        S: tower::Service<Request<RequestBody>, Response = Response<B>>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Self { listener, governor, tls, terms, metrics } = self;
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return error!(%error, "cannot listen"),
+        };
+        let draining = terms.life.draining().clone();
+        let mut reserve = Reserve::new();
+        let mut trouble = Trouble::default();
+        let mut spread = Spread::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = draining.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_shortage(&error) => {
+                    metrics.shortages.inc();
+                    reserve.reset_one(&listener);
+                    let pause = trouble.pause(&error, &governor);
+                    tokio::select! {
+                        biased;
+                        () = draining.cancelled() => return,
+                        () = governor.freed() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    continue;
+                }
+                // The peer was gone before it was taken; nothing has to be done about it.
+                Err(error) => {
+                    debug!(%error, "accept failed");
+                    continue;
+                }
+            };
+            let permit = match governor.admit(Peer::of(address)) {
+                Ok(permit) => permit,
+                Err(refusal) => {
+                    reset(&stream);
+                    metrics.refused(refusal);
+                    trouble.refused(refusal, address);
+                    continue;
+                }
+            };
+            trouble.over();
+            metrics.opened.inc();
+            let connection = Connection {
+                stream,
+                address,
+                permit,
+                tls: tls.clone(),
+                terms: terms.clone(),
+                metrics: metrics.clone(),
+                spread: spread.next(),
+            };
+            terms.life.spawn_work(connection.run(service.clone()));
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: Permit,
+    tls: Option<Tls>,
+    terms: Terms,
+    metrics: Metrics,
+    spread: f64,
+}
+
+impl Connection {
+    async fn run<S, B>(self, service: S)
+    where
+        S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Self { stream, address, permit, tls, terms, metrics, spread } = self;
+        if let Err(error) = prepare(&stream) {
+            // Such as a peer that is gone already.
+            debug!(%error, peer = %address, "socket options were refused");
+        }
+        let activity = permit.activity().clone();
+        let mut extensions = http::Extensions::new();
+        extensions.insert(tonic::transport::server::TcpConnectInfo {
+            local_addr: stream.local_addr().ok(),
+            remote_addr: Some(address),
+        });
+        let reason = match tls {
+            None => Box::pin(drive(stream, service, activity, extensions, terms, spread)).await,
+            Some(tls) => {
+                let draining = terms.life.draining().clone();
+                let handshake = tokio::select! {
+                    biased;
+                    () = draining.cancelled() => return metrics.closed(Reason::Drain),
+                    handshake = tls.accept(stream, terms.limits.preface_timeout) => handshake,
+                };
+                match handshake {
+                    Ok(stream) => {
+                        let chain = stream.get_ref().1.peer_certificates();
+                        if let Some(certificate) = chain.and_then(<[_]>::first) {
+                            extensions.insert(PeerCertificate(certificate.as_ref().into()));
+                        }
+                        Box::pin(drive(stream, service, activity, extensions, terms, spread)).await
+                    }
+                    Err(error) => {
+                        debug!(%error, peer = %address, "TLS handshake failed");
+                        metrics.handshakes_failed.inc();
+                        Reason::Silent
+                    }
+                }
+            }
+        };
+        // The socket is closed by now, so its descriptor is free when the permit is.
+        drop(permit);
+        metrics.closed(reason);
+        debug!(peer = %address, reason = reason.name(), "connection ended");
+    }
+}
+
+/// What every socket of the main port gets.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Without it a small message waits for the peer's delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Closes with a reset: the peer knows at once, and no `TIME_WAIT` is left behind.
+fn reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Whether an accept failed for want of something that will not be there at once: descriptors of the
+/// process or the system, buffers, memory.
+fn is_shortage(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOBUFS: i32 = 105;
+    const ENOMEM: i32 = 12;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS | ENOMEM))
+}
+
+/// A descriptor to give up when there is none left.
+struct Reserve(Option<File>);
+
+impl Reserve {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    /// Takes one waiting connection and resets it, so that its client need not wait for nothing.
+    fn reset_one(&mut self, listener: &TcpListener) {
+        self.0 = None;
+        let waker = std::task::Waker::noop();
+        let mut context = std::task::Context::from_waker(waker);
+        if let std::task::Poll::Ready(Ok((stream, _))) = listener.poll_accept(&mut context) {
+            reset(&stream);
+        }
+        self.0 = File::open("/dev/null").ok();
+    }
+}
+
+/// What has been going wrong, so that it is logged once a second and not once a connection.
+#[derive(Default)]
+struct Trouble {
+    pause: Option<Duration>,
+    logged: Option<Instant>,
+    refused: u64,
+}
+
+impl Trouble {
+    fn may_log(&mut self) -> bool {
+        let may = self.logged.is_none_or(|logged| logged.elapsed() >= LOG_AGAIN);
+        if may {
+            self.logged = Some(Instant::now());
+        }
+        may
+    }
+
+    /// The pause after a shortage: twice as long as the last one.
+    fn pause(&mut self, error: &io::Error, governor: &Governor) -> Duration {
+        let (first, longest) = PAUSES;
+        let pause = self.pause.map_or(first, |last| (last * 2).min(longest));
+        self.pause = Some(pause);
+        if self.may_log() {
+            error!(%error, connections = governor.connections(), "cannot accept, trying again");
+        }
+        pause
+    }
+
+    fn refused(&mut self, refusal: Refusal, address: SocketAddr) {
+        self.refused += 1;
+        if self.may_log() {
+            let refused = std::mem::take(&mut self.refused);
+            warn!(peer = %address, reason = refusal.name(), refused, "connections refused");
+        }
+    }
+
+    fn over(&mut self) {
+        if self.pause.take().is_some() {
+            info!("accepting again");
+        }
+    }
+}
+
+/// Numbers from -1 to 1, each far from those before it: steps of the golden ratio.
+#[derive(Default)]
+struct Spread(f64);
+
+impl Spread {
+    fn next(&mut self) -> f64 {
+        const GOLDEN: f64 = 0.618_033_988_749_895;
+        self.0 = (self.0 + GOLDEN).fract();
+        self.0 * 2.0 - 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_evenly() {
+        let mut spread = Spread::default();
+        let mut numbers: Vec<_> = (0..100).map(|_| spread.next()).collect();
+        numbers.sort_by(f64::total_cmp);
+        assert!(numbers[0] > -1.0 && numbers[0] < -0.95);
+        assert!(numbers[99] < 1.0 && numbers[99] > 0.95);
+        assert!(numbers.windows(2).all(|pair| pair[1] - pair[0] < 0.05));
+    }
+
+    #[test]
+    fn pauses_grow_to_half_a_second_and_begin_anew() {
+        let governor = Governor::new(1, 1, Vec::new());
+        let mut trouble = Trouble::default();
+        let error = io::Error::from_raw_os_error(24);
+        let pauses: Vec<_> = (0..9).map(|_| trouble.pause(&error, &governor).as_millis()).collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 500, 500]);
+        trouble.over();
+        assert_eq!(trouble.pause(&error, &governor).as_millis(), 5);
     }
 }

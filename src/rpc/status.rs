@@ -20,6 +20,8 @@ fn code(kind: Kind) -> (Code, &'static str) {
     match kind {
         Kind::Invalid => (Code::InvalidArgument, "FIELD_INVALID"),
         Kind::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED"),
+        Kind::Deadline => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        Kind::Draining => (Code::Unavailable, "DRAINING"),
         Kind::DependencyDown => (Code::Unavailable, "LOG_UNAVAILABLE"),
         Kind::Internal => (Code::Internal, "INTERNAL"),
     }
@@ -42,7 +44,11 @@ impl From<Error> for Status {
                 }
                 wrong.join("; ")
             }
-            Error::Unimplemented(_) => error.to_string(),
+            Error::Timeout
+            | Error::Unimplemented(_)
+            | Error::Deadline
+            | Error::NotReceived(_)
+            | Error::Leaving => error.to_string(),
             Error::Knowledge(_) | Error::Store(_) => {
                 let cause = causes(&error);
                 if kind == Kind::Internal {

@@ -1,0 +1,229 @@
+//! One call on one connection: what the connection needs to know about it.
+//!
+//! hyper spawns every request on the executor that it is given, which is why the executor is ours: it
+//! sees a call to the end of its last frame, and can end one whose peer takes nothing.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+use tracing::debug;
+
+use super::{
+    governor::{Activity, CallGuard},
+    wire::Heard,
+};
+use crate::lifecycle::Lifecycle;
+
+/// Calls that are no activity: a probe that never closes its connection is a leak like any other.
+const NO_ACTIVITY: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
+
+/// Handed to every call as a request extension: cancelled when its connection ends and the call has
+/// to say goodbye.
+#[derive(Debug, Clone)]
+pub struct Ending(pub CancellationToken);
+
+/// What all calls of one connection share.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) life: Lifecycle,
+    pub(super) activity: Arc<Activity>,
+    pub(super) heard: Arc<Heard>,
+    pub(super) ending: CancellationToken,
+    pub(super) stall_timeout: Duration,
+    /// The call that `call` has just begun and `execute` is about to run: hyper does one right after
+    /// the other.
+    begun: Mutex<Option<Call>>,
+}
+
+/// A call that has not ended.
+#[derive(Debug)]
+struct Call {
+    _guard: Option<CallGuard>,
+    offer: Arc<Offer>,
+}
+
+/// When hyper was last given a frame that it has not come back from, in milliseconds since `born`
+/// plus one; 0 while nothing is on offer.
+#[derive(Debug)]
+struct Offer {
+    born: Instant,
+    since: AtomicU64,
+}
+
+impl Offer {
+    fn make(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.since.store(now + 1, Ordering::Relaxed);
+    }
+
+    fn taken(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends when the peer has not taken what is on offer for `limit`.
+    async fn stalled(&self, limit: Duration) {
+        loop {
+            tokio::time::sleep(limit / 2).await;
+            let since = self.since.load(Ordering::Relaxed);
+            let waiting = self.born.elapsed().saturating_sub(Duration::from_millis(since));
+            if since > 0 && waiting >= limit {
+                return;
+            }
+        }
+    }
+}
+
+impl Calls {
+    pub(super) fn new(
+        life: Lifecycle,
+        activity: Arc<Activity>,
+        heard: Arc<Heard>,
+        stall_timeout: Duration,
+    ) -> Self {
+        let (ending, begun) = (CancellationToken::new(), Mutex::default());
+        Self { life, activity, heard, ending, stall_timeout, begun }
+    }
+
+    fn begin(&self, path: &str) -> Arc<Offer> {
+        self.heard.sensible();
+        let counts = !NO_ACTIVITY.iter().any(|service| path.starts_with(service));
+        let offer = Arc::new(Offer { born: Instant::now(), since: AtomicU64::new(0) });
+        let guard = counts.then(|| self.activity.call());
+        let call = Call { _guard: guard, offer: Arc::clone(&offer) };
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+        offer
+    }
+}
+
+/// Runs calls; given to hyper.
+#[derive(Debug, Clone)]
+pub(super) struct Executor(pub(super) Arc<Calls>);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let begun = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let limit = self.0.stall_timeout;
+        self.0.life.spawn_work(async move {
+            let Some(call) = begun else { return work.await };
+            tokio::select! {
+                biased;
+                () = work => {}
+                // Dropping the work resets the stream.
+                () = call.offer.stalled(limit) => debug!("a peer did not take its answer"),
+            }
+        });
+    }
+}
+
+/// Begins calls; given to hyper.
+#[derive(Debug, Clone)]
+pub(super) struct Service<S> {
+    pub(super) inner: S,
+    pub(super) calls: Arc<Calls>,
+    /// What every request of the connection is told, such as who is at the other end.
+    pub(super) extensions: http::Extensions,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for Service<S>
+where
+    S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: 'static,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let offer = self.calls.begin(request.uri().path());
+        let heard = Arc::clone(&self.calls.heard);
+        let mut request = request.map(|body| RequestBody { body, heard });
+        request.extensions_mut().extend(self.extensions.clone());
+        let response = self.inner.clone().oneshot(request);
+        Box::pin(async move { Ok(response.await?.map(|body| ResponseBody { body, offer })) })
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A request's body; its data is a sign of life.
+    #[derive(Debug)]
+    pub struct RequestBody {
+        #[pin]
+        body: Incoming,
+        heard: Arc<Heard>,
+    }
+}
+
+impl Body for RequestBody {
+    type Data = <Incoming as Body>::Data;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, hyper::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.body.poll_frame(context));
+        this.heard.sensible();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A response's body. hyper asks for the next frame only when the peer has room for it, so a
+    /// frame that was given and not followed by a question is one that the peer does not take.
+    #[derive(Debug)]
+    pub(super) struct ResponseBody<B> {
+        #[pin]
+        body: B,
+        offer: Arc<Offer>,
+    }
+}
+
+impl<B: Body> Body for ResponseBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        this.offer.taken();
+        let frame = ready!(this.body.poll_frame(context));
+        this.offer.make();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

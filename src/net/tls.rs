@@ -1,0 +1,153 @@
+//! TLS of the main port, with certificates that can be replaced while it runs.
+//!
+//! Certificates are renewed every few weeks by something else; a server that has to be restarted for
+//! it is one that serves an expired certificate some day. A pair that cannot be used leaves the last
+//! good one in force.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::Semaphore};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+        server::{VerifierBuilderError, WebPkiClientVerifier},
+    },
+    server::TlsStream,
+};
+
+use crate::config;
+
+/// Handshakes at a time. Each costs a signature, so a flood of them would take every core; more of
+/// them wait, inside their own deadline.
+const HANDSHAKES: usize = 64;
+
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read, or holds something else.
+    #[error("cannot read {what} from {path}: {why}")]
+    Read {
+        /// What should be in it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Certificate and key do not go together.
+    #[error("{cert} and {key} cannot be used: {source}")]
+    Pair {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The authorities cannot be used.
+    #[error("{path} cannot be used: {source}")]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: VerifierBuilderError,
+    },
+}
+
+/// Takes TLS connections; clones share the certificate.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    files: config::Tls,
+    /// Whether HTTP/1.1 is offered too, for gRPC-Web.
+    http1: bool,
+    current: Arc<RwLock<Arc<ServerConfig>>>,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Tls {
+    /// Reads and checks the files. Blocks.
+    pub fn load(files: &config::Tls, http1: bool) -> Result<Self, Error> {
+        let current = Arc::new(RwLock::new(Arc::new(server_config(files, http1)?)));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        Ok(Self { files: files.clone(), http1, current, handshakes })
+    }
+
+    /// Reads the files again; connections from now on use what they hold. If they cannot be used, the
+    /// last good pair stays. Blocks.
+    pub fn reload(&self) -> Result<(), Error> {
+        let new = Arc::new(server_config(&self.files, self.http1)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// Shakes hands, in at most `limit`.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+        limit: Duration,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let shake_hands = async {
+            let _slot = self.handshakes.acquire().await.map_err(io::Error::other)?;
+            let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+            TlsAcceptor::from(config).accept(stream).await
+        };
+        tokio::time::timeout(limit, shake_hands).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))
+        })
+    }
+}
+
+fn server_config(files: &config::Tls, http1: bool) -> Result<ServerConfig, Error> {
+    let chain = certificates("a certificate", &files.cert_file)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key_file)
+        .map_err(|error| unreadable("a private key", &files.key_file, &error))?;
+    let provider = Arc::new(ring::default_provider());
+    let pair =
+        |source| Error::Pair { cert: files.cert_file.clone(), key: files.key_file.clone(), source };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(pair)?;
+    let builder = match &files.client_ca_file {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates("certificate authorities", path)? {
+                roots
+                    .add(authority)
+                    .map_err(|error| unreadable("certificate authorities", path, &error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|source| Error::Authorities { path: path.clone(), source })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(pair)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    if http1 {
+        config.alpn_protocols.push(b"http/1.1".to_vec());
+    }
+    Ok(config)
+}
+
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| unreadable(what, path, &error))?;
+    if found.is_empty() {
+        return Err(unreadable(what, path, &"there is none in it"));
+    }
+    Ok(found)
+}
+
+fn unreadable(what: &'static str, path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::Read { what, path: path.to_owned(), why: why.to_string() }
+}
