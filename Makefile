@@ -18,7 +18,7 @@ test: ## the README's test command
 	cargo test
 
 deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)
-	cargo deny --all-features --locked check bans licenses sources
+	cargo deny --all-features --locked --log-level error check bans licenses sources
 
 chart: ## chart, manifests, compose file and Dockerfile, without a cluster (pip install -r tests/chart/requirements.txt)
 	tests/chart/check

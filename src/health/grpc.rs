@@ -3,14 +3,19 @@
 //! Written here because the usual crate has no List, ends a Watch of an unknown name, repeats equal
 //! statuses, and lets an open Watch hold up a stop for ever.
 
-use std::{collections::HashMap, pin::Pin};
+use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _, stream};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{Health, Service, State};
+
+/// Watch streams at a time, of this port. Each is a task and a stream that may stay for ever.
+const WATCHES: usize = 1000;
+
 use crate::pb::health::v1::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
     health_check_response::ServingStatus,
@@ -22,12 +27,13 @@ pub fn service(
     health: Health,
     draining: CancellationToken,
 ) -> HealthServer<impl health_server::Health> {
-    HealthServer::new(Protocol { health, draining })
+    HealthServer::new(Protocol { health, draining, watches: Arc::new(Semaphore::new(WATCHES)) })
 }
 
 struct Protocol {
     health: Health,
     draining: CancellationToken,
+    watches: Arc<Semaphore>,
 }
 
 fn response(state: &State, service: Option<Service>) -> HealthCheckResponse {
@@ -72,6 +78,9 @@ impl health_server::Health for Protocol {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = Service::of(&request.into_inner().service);
+        let watch = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("there are {WATCHES} Watch streams already"))
+        })?;
         let mut last = None;
         let changes = WatchStream::new(self.health.watch())
             .map(move |state| response(&state, service))
@@ -82,7 +91,11 @@ impl health_server::Health for Protocol {
             .map(Ok)
             .take_until(self.draining.clone().cancelled_owned());
         let end = stream::once(std::future::ready(Err(Status::unavailable("server is stopping"))));
-        Ok(Response::new(Box::pin(changes.chain(end))))
+        let stream = changes.chain(end).map(move |status| {
+            let _held = &watch;
+            status
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 }
 
@@ -97,7 +110,8 @@ mod tests {
         let store = health.dependency("store");
         store.up();
         health.started();
-        (Protocol { health, draining: CancellationToken::new() }, store)
+        let watches = Arc::new(Semaphore::new(2));
+        (Protocol { health, draining: CancellationToken::new(), watches }, store)
     }
 
     fn request(service: &str) -> Request<HealthCheckRequest> {
@@ -162,6 +176,17 @@ mod tests {
         assert_eq!(next(&mut stream).await, ServingStatus::ServiceUnknown);
         store.down();
         assert!(futures_util::poll!(stream.next()).is_pending());
+    }
+
+    #[tokio::test]
+    async fn watch_streams_are_limited_and_come_back() {
+        let (protocol, _) = started();
+        let first = watched(&protocol, "").await;
+        let _second = watched(&protocol, "").await;
+        let refused = protocol.watch(request("")).await.err().expect("two are the most");
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        drop(first);
+        let _third = watched(&protocol, "").await;
     }
 
     #[tokio::test]

@@ -55,7 +55,7 @@ struct Call {
     offer: Arc<Offer>,
 }
 
-/// When hyper was last given a frame that it has not come back from, in milliseconds since `born`
+/// When hyper was last given something that it has not come back from, in milliseconds since `born`
 /// plus one; 0 while nothing is on offer.
 #[derive(Debug)]
 struct Offer {
@@ -156,7 +156,12 @@ where
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
         let response = self.inner.clone().oneshot(request);
-        Box::pin(async move { Ok(response.await?.map(|body| ResponseBody { body, offer })) })
+        Box::pin(async move {
+            let response = response.await?;
+            // hyper waits for room before it asks for the first frame.
+            offer.make();
+            Ok(response.map(|body| ResponseBody { body, offer }))
+        })
     }
 }
 

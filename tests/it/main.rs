@@ -11,4 +11,6 @@ mod process;
 mod quality;
 mod support;
 mod teaching;
+mod tls;
+mod web;
 mod wire;

@@ -132,6 +132,15 @@ pub(crate) fn metric(address: SocketAddr, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// Waits until `holds`; a test in which it does not has failed.
+pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it did not come to hold");
+        tokio::task::yield_now().await;
+    }
+}
+
 /// The real binary, started with `settings`; it is killed when dropped.
 pub(crate) struct Process {
     child: Child,
