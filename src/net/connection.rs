@@ -127,6 +127,7 @@ where
         _ = connection.as_mut() => return Reason::Peer,
         () = heard.spoken() => {}
         () = draining.cancelled() => return Reason::Drain,
+        () = activity.evicted() => return Reason::Evicted,
         () = sleep(limits.preface_timeout) => return Reason::Silent,
     }
 
