@@ -3,8 +3,11 @@
 
 use std::{fs, io::Write as _, path::Path};
 
-use chatbot::pb::chatbot::v1::{AskRequest, chatbot_client::ChatbotClient};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use chatbot::pb::{
+    chatbot::v1::{AskRequest, chatbot_client::ChatbotClient},
+    health::v1::{HealthCheckRequest, health_check_response::ServingStatus},
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::support::{
@@ -12,11 +15,13 @@ use crate::support::{
 };
 
 /// An authority, and the files that it signs.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
+        // With the name that certificates have by default, what it signs would look self-signed.
+        params.distinguished_name.push(DnType::CommonName, "authority of the tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
@@ -30,19 +35,24 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn write_server(&self, folder: &Path) {
+    pub(crate) fn write_server(&self, folder: &Path) {
         let (certificate, key) = self.sign("chatbot.test");
         fs::write(folder.join("tls.crt"), certificate).expect("a file");
         fs::write(folder.join("tls.key"), key).expect("a file");
     }
 
+    /// Its own certificate, PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     fn client(&self) -> ClientTlsConfig {
-        let authority = Certificate::from_pem(self.0.pem());
+        let authority = Certificate::from_pem(self.pem());
         ClientTlsConfig::new().ca_certificate(authority).domain_name("chatbot.test")
     }
 }
 
-fn settings(folder: &Path) -> [String; 2] {
+pub(crate) fn settings(folder: &Path) -> [String; 2] {
     ["cert_file", "key_file"].map(|key| {
         let file = if key == "cert_file" { "tls.crt" } else { "tls.key" };
         format!("tls.{key}={}", folder.join(file).display())
@@ -91,7 +101,7 @@ async fn with_an_authority_for_clients_only_its_clients_come_in() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let folder = folder();
     authority.write_server(folder.path());
-    fs::write(folder.path().join("ca.crt"), clients.0.pem()).expect("a file");
+    fs::write(folder.path().join("ca.crt"), clients.pem()).expect("a file");
     let mut all = settings(folder.path()).to_vec();
     all.push(format!("tls.client_ca_file={}", folder.path().join("ca.crt").display()));
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -109,6 +119,14 @@ async fn with_an_authority_for_clients_only_its_clients_come_in() {
     for channel in [nobody, stranger].into_iter().flatten() {
         ask(channel).await.expect_err("refused");
     }
+    // The kubelet's probe: a new plaintext connection, no credential, a second for all of it.
+    let probe = async {
+        let mut health = app.health(app.addresses.ops).await;
+        health.check(HealthCheckRequest { service: "liveness".to_owned() }).await
+    };
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(1), probe).await;
+    let answer = answer.expect("within a second").expect("an answer").into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
     app.stop().await;
 }
 
