@@ -21,6 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, sleep, sleep_until},
 };
+use tracing::debug;
 
 use super::{
     call::{Calls, Ending, Executor, RequestBody, Service},
@@ -124,7 +125,7 @@ where
     // Speaking. Nothing is lost by dropping a peer that has not said what it wants.
     tokio::select! {
         biased;
-        _ = connection.as_mut() => return Reason::Peer,
+        ended = connection.as_mut() => return by_peer(ended),
         () = heard.spoken() => {}
         () = draining.cancelled() => return Reason::Drain,
         () = activity.evicted() => return Reason::Evicted,
@@ -134,7 +135,7 @@ where
     // Serving.
     let reason = tokio::select! {
         biased;
-        _ = connection.as_mut() => return Reason::Peer,
+        ended = connection.as_mut() => return by_peer(ended),
         () = draining.cancelled() => Reason::Drain,
         () = activity.evicted() => Reason::Evicted,
         () = sleep_until(old) => Reason::Age,
@@ -168,6 +169,14 @@ where
         () = sleep(GOODBYE) => {}
     }
     reason
+}
+
+/// The peer has ended it, or broken a rule of HTTP/2, which hyper has told it.
+fn by_peer(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) -> Reason {
+    if let Err(error) = ended {
+        debug!(error, "connection broken");
+    }
+    Reason::Peer
 }
 
 /// Ends when the connection has had no call for `limit`.

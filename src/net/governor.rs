@@ -25,7 +25,8 @@ use super::peer::Peer;
 
 /// The share of the total cap from which idle connections are evicted, in percent.
 const CROWDED: usize = 90;
-/// A peer with this many idle connections is named.
+/// A peer with this many idle connections is named. It is looked at when it has this many
+/// connections, or twice as many, and so on: a look counts over all connections there are.
 const SUSPICIOUS: usize = 50;
 /// How often one peer is named.
 const NAME_AGAIN: Duration = Duration::from_mins(10);
@@ -182,7 +183,7 @@ impl Governor {
             return Err(Refusal::Peer);
         }
         site.connections += 1;
-        let may_be_leaking = site.connections >= SUSPICIOUS.min(inner.most_per_peer)
+        let may_be_leaking = site.connections.is_multiple_of(SUSPICIOUS.min(inner.most_per_peer))
             && site.named.is_none_or(|named| named.elapsed() > NAME_AGAIN);
         let activity = Arc::new(Activity {
             peer,
