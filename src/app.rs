@@ -16,8 +16,9 @@ use prometheus_client::{metrics::info::Info, registry::Registry};
 use tonic::service::Routes;
 use tracing::info;
 
-pub use self::reload::Reload;
+pub use self::reload::{Files, Reload};
 use crate::{
+    auth::{Authenticator, Loaded},
     config::Config,
     engine::Retrieval,
     health::{self, Health},
@@ -47,6 +48,7 @@ pub struct App {
     listener: std::net::TcpListener,
     routes: Routes,
     reloader: Reloader,
+    authenticator: Authenticator,
 }
 
 /// Where it listens; with port 0 in the configuration, where that turned out to be.
@@ -81,6 +83,14 @@ impl App {
         let closing = life.closing().clone();
         life.spawn_support("heartbeat", health.clone().beat(closing));
 
+        // Before anything that takes long, so that a bad file ends the start at once.
+        let authenticator = Authenticator::load(&config.auth)?;
+        if let Some(Loaded { tokens, keys }) = authenticator.loaded() {
+            info!(tokens, keys, "credentials are required");
+        } else {
+            info!("no credentials are required");
+        }
+
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
         let store: Arc<dyn Store> = Arc::new(Embedded::open(
@@ -111,6 +121,7 @@ impl App {
             chatbot,
             health.clone(),
             &life,
+            authenticator.clone(),
             CallSpans::new(sampled.unwrap_or(0.0)),
             config.server.reflection,
             &mut registry,
@@ -118,7 +129,18 @@ impl App {
         let _ = registered.set(registry);
         let timeline =
             Timeline { delay: config.server.drain_delay, grace: config.server.drain_grace };
-        Ok(Self { addresses, life, timeline, health, ops, store, listener, routes, reloader })
+        Ok(Self {
+            addresses,
+            life,
+            timeline,
+            health,
+            ops,
+            store,
+            listener,
+            routes,
+            reloader,
+            authenticator,
+        })
     }
 
     /// Where it listens.
@@ -129,6 +151,11 @@ impl App {
     /// What can be changed while it runs.
     pub fn reloader(&self) -> Reloader {
         self.reloader.clone()
+    }
+
+    /// Who may call the main port, to be read again.
+    pub fn authenticator(&self) -> Authenticator {
+        self.authenticator.clone()
     }
 
     /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops

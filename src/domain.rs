@@ -1,9 +1,10 @@
-//! Plain data that several modules speak of: entries of the knowledge base and their changes.
+//! Plain data that several modules speak of: entries of the knowledge base and their changes, and
+//! who is at the other end of a connection.
 //!
 //! The rules of an entry stand here once, because it enters by two doors, a file and the `Teach`
 //! RPC. Nothing here does IO.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use oxilangtag::LanguageTag;
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,12 @@ impl Change {
         }
     }
 }
+
+/// The certificate that a peer has proven to own, as DER. Whoever terminates TLS puts it into the
+/// extensions of each request of the connection, after its chain was verified and never otherwise:
+/// it counts as a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate(pub Arc<[u8]>);
 
 #[cfg(test)]
 mod tests {

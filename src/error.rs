@@ -10,6 +10,10 @@ use std::fmt;
 pub enum Kind {
     /// The input breaks the contract; sending it again cannot help.
     Invalid,
+    /// There is no credential that is valid.
+    Unauthenticated,
+    /// The credential is valid and does not allow it.
+    Denied,
     /// This version does not do it.
     Unimplemented,
     /// Something that the server depends on is down for now.
@@ -20,8 +24,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 4] =
-        [Self::Invalid, Self::Unimplemented, Self::DependencyDown, Self::Internal];
+    pub const ALL: [Self; 6] = [
+        Self::Invalid,
+        Self::Unauthenticated,
+        Self::Denied,
+        Self::Unimplemented,
+        Self::DependencyDown,
+        Self::Internal,
+    ];
 }
 
 /// One field of an input that breaks a rule.

@@ -1,9 +1,10 @@
 //! The RPCs of `chatbot.v1`: one file an RPC, one file a layer around all of them.
 //!
 //! An RPC checks its request, asks the modules below, and turns what they say into messages. Its
-//! errors go through [`Error`]; `status` alone makes gRPC statuses of them.
+//! errors go through `Error`; `status` alone makes gRPC statuses of them.
 
 mod ask;
+mod authenticate;
 mod convert;
 mod observe;
 mod rank_answers;
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use crate::{
+    auth::{Authenticator, Refusal, Scope},
     config,
     engine::Retrieval,
     error::{Kind, Violation},
@@ -51,6 +53,7 @@ pub fn routes(
     chatbot: Chatbot,
     health: health::Health,
     life: &Lifecycle,
+    authenticator: Authenticator,
     spans: CallSpans,
     reflection: bool,
     registry: &mut Registry,
@@ -67,9 +70,13 @@ pub fn routes(
             .build_v1()?;
         routes = routes.add_service(reflection);
     }
-    // The last layer is the outermost: what rescue has made of a response is what is observed.
-    let layered =
-        routes.into_axum_router().layer(rescue::Layer).layer(observe::Layer::new(spans, registry));
+    // The last layer is the outermost: what rescue has made of a response is what is observed, and
+    // so is what authenticate has refused.
+    let layered = routes
+        .into_axum_router()
+        .layer(authenticate::Layer::new(authenticator, registry))
+        .layer(rescue::Layer)
+        .layer(observe::Layer::new(spans, registry));
     Ok(Routes::from(layered))
 }
 
@@ -79,6 +86,12 @@ enum Error {
     /// Fields of the request break rules.
     #[error("the request is invalid")]
     Fields(Vec<Violation>),
+    /// There is no valid credential.
+    #[error(transparent)]
+    Credential(Refusal),
+    /// The credential is valid and does not allow it.
+    #[error("the credential does not have the scope {}", .0.name())]
+    Scope(Scope),
     /// This version does not do it.
     #[error("{0}")]
     Unimplemented(&'static str),
@@ -92,6 +105,8 @@ impl Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Fields(_) => Kind::Invalid,
+            Self::Credential(refusal) => refusal.kind(),
+            Self::Scope(_) => Kind::Denied,
             Self::Unimplemented(_) => Kind::Unimplemented,
             Self::Knowledge(error) => error.kind(),
             Self::Store(error) => error.kind(),

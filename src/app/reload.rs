@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    auth::{Authenticator, Loaded},
     config::{Config, Setting, Sources},
     knowledge::{Base, Reloader},
     telemetry::LogFilter,
@@ -36,19 +37,42 @@ pub struct Reload {
     pub log_filter: LogFilter,
     /// Changes the base of the knowledge base.
     pub knowledge: Reloader,
+    /// Who may call the main port.
+    pub credentials: Authenticator,
+    /// How the files looked before they were read.
+    pub files: Files,
 }
 
 /// What tells one state of a file from another without reading it.
 type Fingerprint = Option<(u64, u64, i64, i64)>;
+
+/// How the files look that are looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Files {
+    settings: Fingerprint,
+    knowledge: Fingerprint,
+    credentials: Vec<Fingerprint>,
+}
 
 fn fingerprint(path: Option<&PathBuf>) -> Fingerprint {
     let metadata = fs::metadata(path?).ok()?;
     Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
+impl Files {
+    /// How they look now. To be taken before they are read: what changes from then on is read again.
+    pub fn look(sources: &Sources, config: &Config) -> Self {
+        Self {
+            settings: fingerprint(sources.file.as_ref()),
+            knowledge: fingerprint(config.knowledge.path.as_ref()),
+            credentials: config.auth.files().map(|file| fingerprint(Some(file))).collect(),
+        }
+    }
+}
+
 impl Reload {
-    /// Reloads on SIGHUP and when the configuration or knowledge file changes, until `closing` is
-    /// cancelled.
+    /// Reloads on SIGHUP and when a file of settings, knowledge or credentials changes, until
+    /// `closing` is cancelled.
     pub async fn run(mut self, closing: CancellationToken) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
@@ -57,25 +81,36 @@ impl Reload {
                 return closing.cancelled().await;
             }
         };
-        let mut files = self.fingerprints();
         loop {
             let asked = tokio::select! {
                 () = closing.cancelled() => return,
                 _ = hangup.recv() => true,
                 () = tokio::time::sleep(LOOK) => false,
             };
-            let now = self.fingerprints();
-            if asked || now != files {
-                let knowledge = asked || now.1 != files.1;
-                self.reload(knowledge).await;
-                files = self.fingerprints();
+            let now = Files::look(&self.sources, &self.config);
+            // First, and by itself: a token that leaked is gone even while the settings are bad.
+            if asked || now.credentials != self.files.credentials {
+                self.reload_credentials().await;
             }
+            let knowledge = asked || now.knowledge != self.files.knowledge;
+            if knowledge || now.settings != self.files.settings {
+                self.reload(knowledge).await;
+            }
+            // Not how they look by now: what changed while it was read is read again.
+            self.files = now;
         }
     }
 
-    fn fingerprints(&self) -> (Fingerprint, Fingerprint) {
-        let knowledge = self.config.knowledge.path.as_ref();
-        (fingerprint(self.sources.file.as_ref()), fingerprint(knowledge))
+    async fn reload_credentials(&self) {
+        let credentials = self.credentials.clone();
+        if credentials.loaded().is_none() {
+            return;
+        }
+        match tokio::task::spawn_blocking(move || credentials.reload()).await {
+            Ok(Ok(Loaded { tokens, keys })) => info!(tokens, keys, "credentials reloaded"),
+            Ok(Err(error)) => error!(%error, "credentials not reloaded, the old stay"),
+            Err(error) => error!(%error, "credentials not reloaded, the old stay"),
+        }
     }
 
     async fn reload(&mut self, knowledge: bool) {
@@ -106,7 +141,8 @@ impl Reload {
                 None => {}
             }
         }
-        self.config = config;
+        // The files of credentials are those that were named at the start.
+        self.config = Config { auth: self.config.auth.clone(), ..config };
         self.settings = settings;
     }
 }
