@@ -15,8 +15,9 @@ use anyhow::Context as _;
 use prometheus_client::{metrics::info::Info, registry::Registry};
 use tracing::info;
 
-pub use self::reload::Reload;
+pub use self::reload::{Files, Reload};
 use crate::{
+    auth::{Authenticator, Loaded},
     config::Config,
     engine::Retrieval,
     health::{self, Health},
@@ -47,6 +48,7 @@ pub struct App {
     routes: axum::Router,
     tls: Option<net::Tls>,
     reloader: Reloader,
+    authenticator: Authenticator,
 }
 
 /// Where it listens; with port 0 in the configuration, where that turned out to be.
@@ -84,6 +86,14 @@ impl App {
         info!(address = %ops.address(), "ops port is open");
         let closing = life.closing().clone();
         life.spawn_support("heartbeat", health.clone().beat(closing));
+
+        // Before anything that takes long, so that a bad file ends the start at once.
+        let authenticator = Authenticator::load(&config.auth)?;
+        if let Some(Loaded { tokens, keys }) = authenticator.loaded() {
+            info!(tokens, keys, "credentials are required");
+        } else {
+            info!("no credentials are required");
+        }
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
@@ -126,19 +136,36 @@ impl App {
             store: Arc::clone(&store),
             limits: config.limits,
         };
+        let layers = rpc::Layers {
+            authenticator: authenticator.clone(),
+            spans: CallSpans::new(sampled.unwrap_or(0.0)),
+            receive_timeout: limits.receive_timeout,
+            web: config.web,
+        };
         let routes = rpc::routes(
             chatbot,
             health.clone(),
-            &life,
-            CallSpans::new(sampled.unwrap_or(0.0)),
-            &config.server,
-            &config.web,
+            life.draining().clone(),
+            config.server.reflection,
+            layers,
             &mut registry,
         )?;
         let _ = registered.set(registry);
         let timeline =
             Timeline { delay: config.server.drain_delay, grace: config.server.drain_grace };
-        Ok(Self { addresses, life, timeline, health, ops, store, server, routes, tls, reloader })
+        Ok(Self {
+            addresses,
+            life,
+            timeline,
+            health,
+            ops,
+            store,
+            server,
+            routes,
+            tls,
+            reloader,
+            authenticator,
+        })
     }
 
     /// Where it listens.
@@ -154,6 +181,11 @@ impl App {
     /// The certificate that can be replaced while it runs.
     pub fn tls(&self) -> Option<net::Tls> {
         self.tls.clone()
+    }
+
+    /// Who may call the main port, to be read again.
+    pub fn authenticator(&self) -> Authenticator {
+        self.authenticator.clone()
     }
 
     /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops

@@ -7,6 +7,7 @@
 //!
 //! A module gets its own section, never the whole `Config`.
 
+mod auth;
 mod engine;
 mod knowledge;
 mod limits;
@@ -22,6 +23,7 @@ use std::{fmt, path::PathBuf};
 
 use self::settings::Settings;
 pub use self::{
+    auth::{Auth, Scope, Scopes},
     engine::{DefaultEngine, Engine},
     knowledge::Knowledge,
     limits::Limits,
@@ -52,6 +54,8 @@ pub struct Config {
     pub server: Server,
     /// The ops port.
     pub ops: Ops,
+    /// Credentials of the main port.
+    pub auth: Auth,
     /// The log of conversations and of knowledge.
     pub store: Store,
     /// The knowledge base.
@@ -93,6 +97,7 @@ impl Config {
         let config = Self {
             server: Server::check(&mut settings),
             ops: Ops::check(&mut settings),
+            auth: Auth::check(&mut settings),
             store: Store::check(&mut settings),
             knowledge: Knowledge::check(&mut settings),
             engine: Engine::check(&mut settings),

@@ -1,4 +1,5 @@
-//! Plain data that several modules speak of: entries of the knowledge base and their changes.
+//! Plain data that several modules speak of: entries of the knowledge base and their changes, and
+//! who is at the other end of a connection.
 //!
 //! The rules of an entry stand here once, because it enters by two doors, a file and the `Teach`
 //! RPC. Nothing here does IO.
@@ -16,11 +17,6 @@ pub const ENTRY_BYTES: usize = 64 * 1024;
 pub const QUESTION_BYTES: usize = 8 * 1024;
 /// Most alternative questions of one entry.
 pub const QUESTIONS: usize = 100;
-
-/// The certificate, in DER, that the peer of a connection has shown; a request extension. What it
-/// proves was checked in the handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerCertificate(pub Arc<[u8]>);
 
 /// The identity of an entry of the knowledge base: positive, chosen by whoever teaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -139,6 +135,12 @@ impl Change {
         }
     }
 }
+
+/// The certificate that a peer has proven to own, as DER. Whoever terminates TLS puts it into the
+/// extensions of each request of the connection, after its chain was verified and never otherwise:
+/// it counts as a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate(pub Arc<[u8]>);
 
 #[cfg(test)]
 mod tests {

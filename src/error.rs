@@ -10,6 +10,10 @@ use std::fmt;
 pub enum Kind {
     /// The input breaks the contract; sending it again cannot help.
     Invalid,
+    /// There is no credential that is valid.
+    Unauthenticated,
+    /// The credential is valid and does not allow it.
+    Denied,
     /// This version does not do it.
     Unimplemented,
     /// The time for it is over.
@@ -24,8 +28,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Invalid,
+        Self::Unauthenticated,
+        Self::Denied,
         Self::Unimplemented,
         Self::Deadline,
         Self::Draining,

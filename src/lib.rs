@@ -11,15 +11,16 @@
 //! | 7 | [`rpc`] | the contract: requests in, messages and statuses out |
 //! | 6 | [`engine`] | how a question becomes an answer |
 //! | 5 | [`knowledge`] | what the bot knows, and the search for it |
-//! | 4 | [`store`], [`net`] | the log; descriptors, listeners, connections |
+//! | 4 | [`store`], [`net`], [`auth`] | the log; descriptors, listeners, connections; credentials |
 //! | 3 | [`health`], [`lifecycle`], [`telemetry`] | who is ready, who has to end, who can be seen |
 //! | 2 | [`config`], [`domain`] | raw settings, checked; plain data and its rules |
 //! | 1 | [`error`], [`pb`] | error kinds; generated types |
 //!
 //! Libraries stay in their rooms too: tonic in `rpc`, `health`, `net` and `cli`; tantivy in
-//! `knowledge`; redb in `store`; OpenTelemetry in `telemetry`.
+//! `knowledge`; redb in `store`; jsonwebtoken in `auth`; OpenTelemetry in `telemetry`.
 
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod domain;

@@ -4,6 +4,7 @@
 //! errors go through `Error`; `status` alone makes gRPC statuses of them.
 
 mod ask;
+mod authenticate;
 mod bounds;
 mod convert;
 mod observe;
@@ -17,15 +18,16 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use crate::{
+    auth::{Authenticator, Refusal, Scope},
     config,
     engine::Retrieval,
     error::{Kind, Violation},
     health,
     knowledge::{self, Knowledge},
-    lifecycle::Lifecycle,
     pb::{self, chatbot::v1 as proto},
     store::{self, Store},
     telemetry::CallSpans,
@@ -48,37 +50,50 @@ pub struct Chatbot {
     pub limits: config::Limits,
 }
 
+/// What every call on the main port goes through.
+#[derive(Debug)]
+pub struct Layers {
+    /// Who may call.
+    pub authenticator: Authenticator,
+    /// The spans of calls.
+    pub spans: CallSpans,
+    /// Time for a request to arrive.
+    pub receive_timeout: Duration,
+    /// Which pages may call.
+    pub web: config::Web,
+}
+
 /// Everything that is served on the main port: the chatbot, health, and reflection if wanted, under
-/// the layers that every call goes through.
+/// the layers.
 pub fn routes(
     chatbot: Chatbot,
     health: health::Health,
-    life: &Lifecycle,
-    spans: CallSpans,
-    server: &config::Server,
-    web: &config::Web,
+    draining: CancellationToken,
+    reflection: bool,
+    layers: Layers,
     registry: &mut Registry,
 ) -> Result<axum::Router, tonic_reflection::server::Error> {
     let chatbot = ChatbotServer::from_arc(Arc::new(chatbot))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let mut routes =
-        Routes::new(chatbot).add_service(health::service(health, life.draining().clone()));
-    if server.reflection {
+    let mut routes = Routes::new(chatbot).add_service(health::service(health, draining));
+    if reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::CHATBOT_DESCRIPTORS)
             .register_encoded_file_descriptor_set(pb::HEALTH_DESCRIPTORS)
             .build_v1()?;
         routes = routes.add_service(reflection);
     }
-    // The last layer is the outermost: what bounds and rescue have made of a response is what is
+    // The last layer is the outermost: what the inner ones have refused or corrected is what is
     // observed, and gRPC-Web only translates what comes out.
+    let Layers { authenticator, spans, receive_timeout, web } = layers;
     let layered = routes
         .into_axum_router()
-        .layer(bounds::Layer { receive_timeout: server.connections.receive_timeout })
+        .layer(authenticate::Layer::new(authenticator, registry))
+        .layer(bounds::Layer { receive_timeout })
         .layer(rescue::Layer)
         .layer(observe::Layer::new(spans, registry));
-    Ok(web::translated(layered, web))
+    Ok(web::translated(layered, &web))
 }
 
 /// Why an RPC failed.
@@ -90,6 +105,12 @@ enum Error {
     /// The caller's deadline is malformed.
     #[error("grpc-timeout must be at most eight digits and one of H, M, S, m, u, n")]
     Timeout,
+    /// There is no valid credential.
+    #[error(transparent)]
+    Credential(Refusal),
+    /// The credential is valid and does not allow it.
+    #[error("the credential does not have the scope {}", .0.name())]
+    Scope(Scope),
     /// This version does not do it.
     #[error("{0}")]
     Unimplemented(&'static str),
@@ -112,6 +133,8 @@ impl Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Fields(_) | Self::Timeout => Kind::Invalid,
+            Self::Credential(refusal) => refusal.kind(),
+            Self::Scope(_) => Kind::Denied,
             Self::Deadline | Self::NotReceived(_) => Kind::Deadline,
             Self::Leaving => Kind::Draining,
             Self::Unimplemented(_) => Kind::Unimplemented,

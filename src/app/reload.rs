@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Config, Setting, Sources},
+    auth::{Authenticator, Loaded},
+    config::{self, Config, Setting, Sources},
     knowledge::{Base, Reloader},
     net,
     telemetry::LogFilter,
@@ -39,17 +40,22 @@ pub struct Reload {
     pub knowledge: Reloader,
     /// The certificate, if there is one.
     pub tls: Option<net::Tls>,
+    /// Who may call the main port.
+    pub credentials: Authenticator,
+    /// How the files looked before they were read.
+    pub files: Files,
 }
 
 /// What tells one state of a file from another without reading it.
 type Fingerprint = Option<(u64, u64, i64, i64)>;
 
-/// The files that are looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Files {
+/// How the files look that are looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Files {
     settings: Fingerprint,
     knowledge: Fingerprint,
     certificates: Vec<Fingerprint>,
+    credentials: Vec<Fingerprint>,
 }
 
 fn fingerprint(path: Option<&PathBuf>) -> Fingerprint {
@@ -57,9 +63,30 @@ fn fingerprint(path: Option<&PathBuf>) -> Fingerprint {
     Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
+fn fingerprint_of(path: &PathBuf) -> Fingerprint {
+    fingerprint(Some(path))
+}
+
+impl Files {
+    /// How they look now. To be taken before they are read: what changes from then on is read again.
+    pub fn look(sources: &Sources, config: &Config) -> Self {
+        Self {
+            settings: fingerprint(sources.file.as_ref()),
+            knowledge: fingerprint(config.knowledge.path.as_ref()),
+            certificates: config
+                .tls
+                .iter()
+                .flat_map(config::Tls::files)
+                .map(fingerprint_of)
+                .collect(),
+            credentials: config.auth.files().map(fingerprint_of).collect(),
+        }
+    }
+}
+
 impl Reload {
-    /// Reloads on SIGHUP and when the configuration or knowledge file changes, until `closing` is
-    /// cancelled.
+    /// Reloads on SIGHUP and when a file of settings, knowledge, certificates or credentials changes, until
+    /// `closing` is cancelled.
     pub async fn run(mut self, closing: CancellationToken) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
@@ -68,34 +95,26 @@ impl Reload {
                 return closing.cancelled().await;
             }
         };
-        let mut files = self.fingerprints();
         loop {
             let asked = tokio::select! {
                 () = closing.cancelled() => return,
                 _ = hangup.recv() => true,
                 () = tokio::time::sleep(LOOK) => false,
             };
-            let now = self.fingerprints();
-            if asked || now.certificates != files.certificates {
+            let now = Files::look(&self.sources, &self.config);
+            // First, and by itself: a token that leaked is gone even while the settings are bad.
+            if asked || now.credentials != self.files.credentials {
+                self.reload_credentials().await;
+            }
+            if asked || now.certificates != self.files.certificates {
                 self.reload_certificates().await;
             }
-            if asked || now.settings != files.settings || now.knowledge != files.knowledge {
-                self.reload(asked || now.knowledge != files.knowledge).await;
+            let knowledge = asked || now.knowledge != self.files.knowledge;
+            if knowledge || now.settings != self.files.settings {
+                self.reload(knowledge).await;
             }
-            // As they were before they were read: a change in between is seen the next time.
-            files = now;
-        }
-    }
-
-    fn fingerprints(&self) -> Files {
-        let tls = self.config.tls.as_ref();
-        let certificates = tls.map_or_else(Vec::new, |tls| {
-            vec![Some(&tls.cert_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]
-        });
-        Files {
-            settings: fingerprint(self.sources.file.as_ref()),
-            knowledge: fingerprint(self.config.knowledge.path.as_ref()),
-            certificates: certificates.into_iter().map(fingerprint).collect(),
+            // Not how they look by now: what changed while it was read is read again.
+            self.files = now;
         }
     }
 
@@ -105,6 +124,18 @@ impl Reload {
             Ok(Ok(())) => info!("certificate reloaded"),
             Ok(Err(error)) => error!(%error, "certificate not reloaded, the old one stays"),
             Err(error) => error!(%error, "certificate not reloaded, the old one stays"),
+        }
+    }
+
+    async fn reload_credentials(&self) {
+        let credentials = self.credentials.clone();
+        if credentials.loaded().is_none() {
+            return;
+        }
+        match tokio::task::spawn_blocking(move || credentials.reload()).await {
+            Ok(Ok(Loaded { tokens, keys })) => info!(tokens, keys, "credentials reloaded"),
+            Ok(Err(error)) => error!(%error, "credentials not reloaded, the old stay"),
+            Err(error) => error!(%error, "credentials not reloaded, the old stay"),
         }
     }
 
@@ -136,7 +167,9 @@ impl Reload {
                 None => {}
             }
         }
-        self.config = config;
+        // The files of credentials and certificates are those that were named at the start.
+        let (auth, tls) = (self.config.auth.clone(), self.config.tls.clone());
+        self.config = Config { auth, tls, ..config };
         self.settings = settings;
     }
 }

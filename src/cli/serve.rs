@@ -7,7 +7,7 @@ use tracing::error;
 
 use super::load;
 use crate::{
-    app::{self, App, Reload},
+    app::{self, App, Files, Reload},
     config::{Config, Setting, Sources},
     lifecycle::Lifecycle,
     telemetry::{LogFilter, Telemetry},
@@ -73,13 +73,15 @@ async fn live(
 ) -> anyhow::Result<()> {
     let life = Lifecycle::new();
     life.handle_signals()?;
+    let files = Files::look(&sources, &config);
     let app = tokio::select! {
         app = Box::pin(App::bind(config.clone(), life.clone(), options)) => app?,
         // A stop during a long start: nobody is served yet.
         () = life.stopping() => return Ok(()),
     };
-    let (knowledge, tls) = (app.reloader(), app.tls());
-    let reload = Reload { sources, config, settings, log_filter, knowledge, tls };
+    let (knowledge, tls, credentials) = (app.reloader(), app.tls(), app.authenticator());
+    let reload =
+        Reload { sources, config, settings, log_filter, knowledge, tls, credentials, files };
     life.spawn_support("reload", reload.run(life.closing().clone()));
     app.run().await;
     match life.crash() {

@@ -29,6 +29,8 @@ fn nothing_set_is_a_good_configuration() {
     assert_eq!(config.store.url, StoreUrl::File(PathBuf::from("data/chatbot.redb")));
     assert_eq!(config.server.drain_delay, Duration::from_secs(5));
     assert_eq!(config.limits.query_bytes, 8192);
+    assert_eq!(config.auth.files().count(), 0);
+    assert_eq!(config.auth.certificate_scopes, Scopes::ALL);
 }
 
 #[test]
@@ -146,6 +148,40 @@ fn opentelemetrys_variables_count_below_our_keys() {
 
     let disabled = [theirs[0], ("OTEL_SDK_DISABLED", "true")];
     assert_eq!(load(&disabled).otlp_endpoint, None);
+}
+
+#[test]
+fn jwts_need_an_audience_and_an_issuer() {
+    let load = |pairs: &[&str]| {
+        let overrides = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        problems(&Sources { overrides, ..Sources::default() })
+    };
+    let found = load(&["auth.jwks_file=keys.json", "auth.issuer="]);
+    let expected = [
+        "auth.audience: must be set where auth.jwks_file is (from default)",
+        "auth.issuer: must be set where auth.jwks_file is (from --set)",
+    ];
+    assert_eq!(found, expected);
+    let whole = ["auth.jwks_file=keys.json", "auth.issuer=https://id", "auth.audience=chatbot"];
+    assert_eq!(load(&whole), [""; 0]);
+    assert_eq!(load(&["auth.tokens_file=tokens"]), [""; 0]);
+}
+
+#[test]
+fn a_scope_is_one_of_two() {
+    let load = |scopes: &str| {
+        let overrides = vec![format!("auth.certificate_scopes={scopes}")];
+        let sources = Sources { overrides, ..Sources::default() };
+        Config::load(&sources).map(|config| config.auth.certificate_scopes.to_string())
+    };
+    for (scopes, means) in [("teach , chat", "chat,teach"), ("chat", "chat"), ("", "")] {
+        assert_eq!(load(scopes).expect("good scopes"), means);
+    }
+    let wrong = load("chat,admin").expect_err("no scope").0;
+    assert_eq!(
+        wrong[0].to_string(),
+        "auth.certificate_scopes: must be scopes of \"chat,teach\", separated by commas (from --set)"
+    );
 }
 
 #[test]

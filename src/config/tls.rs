@@ -16,6 +16,11 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// Every file.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.cert_file, &self.key_file].into_iter().chain(&self.client_ca_file)
+    }
+
     /// `None` where no certificate is named: plaintext.
     pub(super) fn check(settings: &mut Settings) -> Option<Self> {
         let mut path = |key| {

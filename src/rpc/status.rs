@@ -19,6 +19,8 @@ const RETRY: Duration = Duration::from_secs(1);
 fn code(kind: Kind) -> (Code, &'static str) {
     match kind {
         Kind::Invalid => (Code::InvalidArgument, "FIELD_INVALID"),
+        Kind::Unauthenticated => (Code::Unauthenticated, "CREDENTIAL_MISSING"),
+        Kind::Denied => (Code::PermissionDenied, "SCOPE_MISSING"),
         Kind::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED"),
         Kind::Deadline => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Kind::Draining => (Code::Unavailable, "DRAINING"),
@@ -45,6 +47,8 @@ impl From<Error> for Status {
                 wrong.join("; ")
             }
             Error::Timeout
+            | Error::Credential(_)
+            | Error::Scope(_)
             | Error::Unimplemented(_)
             | Error::Deadline
             | Error::NotReceived(_)
@@ -95,7 +99,10 @@ pub(super) fn of_peer(status: Status) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Violation;
+    use crate::{
+        auth::{Refusal, Scope},
+        error::Violation,
+    };
 
     #[test]
     fn every_kind_has_a_code_and_a_reason_of_its_own() {
@@ -130,6 +137,36 @@ mod tests {
             .map(|violation| violation.field.as_str())
             .collect();
         assert_eq!(fields, ["query", "max_answers"]);
+    }
+
+    #[test]
+    fn a_refusal_tells_what_is_needed_and_not_what_was_wrong() {
+        for (error, code, reason, message) in [
+            (
+                Error::Credential(Refusal::Missing),
+                Code::Unauthenticated,
+                "CREDENTIAL_MISSING",
+                "a credential is required: a bearer token or a client certificate",
+            ),
+            (
+                Error::Credential(Refusal::Invalid),
+                Code::Unauthenticated,
+                "CREDENTIAL_MISSING",
+                "the credential is not valid",
+            ),
+            (
+                Error::Scope(Scope::Teach),
+                Code::PermissionDenied,
+                "SCOPE_MISSING",
+                "the credential does not have the scope teach",
+            ),
+        ] {
+            let status = Status::from(error);
+            assert_eq!((status.code(), status.message()), (code, message));
+            let details = status.get_error_details();
+            assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some(reason));
+            assert!(details.retry_info().is_none());
+        }
     }
 
     #[test]

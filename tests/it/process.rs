@@ -213,6 +213,52 @@ async fn a_changed_file_and_a_hangup_reload_what_can_be() {
     process.wait_for(&["not reloaded, the old settings stay"]);
 }
 
+#[tokio::test]
+async fn credentials_are_reloaded_and_never_logged() {
+    let folder = folder();
+    let tokens = folder.path().join("tokens");
+    let (hash, other) = (
+        // `printf %s hunter-one | sha256sum`, and of hunter-two.
+        "c7819ee560ff7169f348782b7d7be0bc0360f98bb81bbc51e70cbb2d3c2fcf0c",
+        "0802d80a03a2985f0007931dc89c7fc7c3b5f01a77b4699f621158e1f9412900",
+    );
+    std::fs::write(&tokens, format!("sha256:{hash} quokka chat\n")).expect("a file");
+    let setting = format!("auth.tokens_file={}", tokens.display());
+    let mut process =
+        Process::start(&mut serve(&folder, &[&setting, "telemetry.log_filter=trace"]));
+    process.wait_for(&["credentials are required", "tokens=1", "keys=0"]);
+    let server = process.wait_for_address(&["serving"]);
+    let mut client = ChatbotClient::new(channel(server).await);
+    let with = |token: &str| {
+        let message = AskRequest { query: "deadline".to_owned(), ..Default::default() };
+        let mut request = Request::new(message);
+        let value = format!("Bearer {token}").parse().expect("a value");
+        request.metadata_mut().insert("authorization", value);
+        request
+    };
+    client.ask(with("hunter-one")).await.expect("an answer");
+    client.ask(with("hunter-two")).await.expect_err("not known yet");
+    process.wait_for(&["credential refused", "reason=\"invalid\""]);
+
+    // By itself, within seconds.
+    std::fs::write(&tokens, format!("sha256:{other} quokka chat,teach\n")).expect("a file");
+    process.wait_for(&["credentials reloaded", "tokens=1"]);
+    client.ask(with("hunter-one")).await.expect_err("gone");
+    client.ask(with("hunter-two")).await.expect("an answer");
+
+    std::fs::write(&tokens, "hunter-three quokka chat\n").expect("a file");
+    process.signal("HUP");
+    process.wait_for(&["credentials not reloaded, the old stay"]);
+    process.wait_for(&["tokens: line 1: the hash must be"]);
+    client.ask(with("hunter-two")).await.expect("an answer");
+    process.signal("TERM");
+    let (_, lines, stderr) = process.wait();
+    for secret in ["hunter", hash, other] {
+        let told = lines.iter().find(|line| line.contains(secret));
+        assert!(told.is_none() && !stderr.contains(secret), "{told:?} {stderr}");
+    }
+}
+
 #[test]
 fn json_logs_are_one_object_a_line() {
     let folder = folder();

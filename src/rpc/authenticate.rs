@@ -1,0 +1,248 @@
+//! A layer that lets nobody in without a valid credential, whatever the path.
+//!
+//! It stands before routing, so that reflection, health and paths that do not exist are guarded like
+//! the RPCs, and a service that is added later is too. It is the innermost layer: refusals are
+//! observed like every other answer. Handlers find the [`Principal`] in the request's extensions.
+//! The ops port does not come through here.
+
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::future::Either;
+use http::{Request, Response};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use tonic::{Status, body::Body};
+use tracing::debug;
+
+use super::Error;
+use crate::{
+    auth::{Authenticator, Principal, Refusal, Scope},
+    domain::PeerCertificate,
+    pb,
+};
+
+#[derive(Debug, Clone)]
+pub(super) struct Layer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    authenticator: Authenticator,
+    refused: Family<Reason, Counter>,
+}
+
+/// Never the principal: names come from outside, and labels must not grow with them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Layer {
+    pub(super) fn new(authenticator: Authenticator, registry: &mut Registry) -> Self {
+        let refused = Family::default();
+        registry.sub_registry_with_prefix("auth").register(
+            "refused",
+            "Calls refused for want of a valid credential or of a scope",
+            refused.clone(),
+        );
+        Self(Arc::new(Shared { authenticator, refused }))
+    }
+}
+
+impl<S> tower::Layer<S> for Layer {
+    type Service = Authenticate<S>;
+
+    fn layer(&self, inner: S) -> Authenticate<S> {
+        Authenticate { inner, shared: Arc::clone(&self.0) }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Authenticate<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, B> tower::Service<Request<B>> for Authenticate<S>
+where
+    S: tower::Service<Request<B>, Response = Response<axum::body::Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.shared.admit(&request) {
+            Ok(principal) => {
+                request.extensions_mut().insert(principal);
+                Either::Left(self.inner.call(request))
+            }
+            Err(error) => {
+                let refused = Status::from(error).into_http::<Body>().map(axum::body::Body::new);
+                Either::Right(ready(Ok(refused)))
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn admit<B>(&self, request: &Request<B>) -> Result<Principal, Error> {
+        let certificate = request.extensions().get::<PeerCertificate>();
+        let der = certificate.map(|PeerCertificate(der)| der.as_ref());
+        let principal =
+            self.authenticator.authenticate(request.headers(), der).map_err(|refusal| {
+                let reason = match refusal {
+                    Refusal::Missing => "missing",
+                    Refusal::Invalid => "invalid",
+                };
+                self.count(reason);
+                debug!(reason, "credential refused");
+                Error::Credential(refusal)
+            })?;
+        if let Some(scope) = needed(request.uri().path())
+            && !principal.scopes.contains(scope)
+        {
+            self.count("scope");
+            debug!(principal = principal.name, scope = scope.name(), "scope refused");
+            return Err(Error::Scope(scope));
+        }
+        Ok(principal)
+    }
+
+    fn count(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// The scope that a path needs; `None`: any principal may. The generated server compares the same
+/// bytes, so there is no other spelling of a method.
+fn needed(path: &str) -> Option<Scope> {
+    match path.strip_prefix('/')?.strip_prefix(pb::CHATBOT_SERVICE)?.strip_prefix('/')? {
+        "Teach" => Some(Scope::Teach),
+        _ => Some(Scope::Chat),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::{Layer as _, ServiceExt as _};
+
+    use super::*;
+    use crate::config::{Config, Sources};
+
+    /// A layer with one token, `t`, that may chat.
+    fn guarded(folder: &tempfile::TempDir) -> Layer {
+        let file = folder.path().join("tokens");
+        // `printf %s t | sha256sum`
+        let hash = "e3b98a4da31a127d4bde6e43033f66ba274cab0eb7eb1c70ec41402bf6273dd8";
+        std::fs::write(&file, format!("sha256:{hash} alice chat\n")).expect("a file");
+        let overrides = vec![format!("auth.tokens_file={}", file.display())];
+        let config = Config::load(&Sources { overrides, ..Sources::default() });
+        let config = config.expect("good settings").auth;
+        Layer::new(Authenticator::load(&config).expect("good tokens"), &mut Registry::default())
+    }
+
+    fn open() -> Layer {
+        let config = Config::load(&Sources::default()).expect("the defaults").auth;
+        Layer::new(Authenticator::load(&config).expect("no files"), &mut Registry::default())
+    }
+
+    /// The name of the principal that the handler saw, or the answer.
+    async fn call(
+        layer: &Layer,
+        path: &str,
+        token: Option<&str>,
+    ) -> Result<String, Response<axum::body::Body>> {
+        let mut request = Request::builder().uri(path);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        send(layer, request.body(()).expect("a request")).await
+    }
+
+    async fn send(
+        layer: &Layer,
+        request: Request<()>,
+    ) -> Result<String, Response<axum::body::Body>> {
+        let handler = tower::service_fn(|request: Request<()>| {
+            let principal = request.extensions().get::<Principal>().expect("a principal");
+            let body = axum::body::Body::empty();
+            let response = Response::builder().header("name", &principal.name).body(body);
+            ready(Ok::<_, Infallible>(response.expect("a response")))
+        });
+        let response = layer.layer(handler).oneshot(request).await.expect("infallible");
+        match response.headers().get("name") {
+            Some(name) => Ok(name.to_str().expect("ASCII").to_owned()),
+            None => Err(response),
+        }
+    }
+
+    fn count(layer: &Layer, reason: &'static str) -> u64 {
+        layer.0.refused.get_or_create(&Reason { reason }).get()
+    }
+
+    #[tokio::test]
+    async fn every_path_needs_a_principal_and_the_chatbots_a_scope_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let layer = guarded(&folder);
+        let paths = [
+            "/chatbot.v1.Chatbot/Ask",
+            "/grpc.health.v1.Health/Check",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            "/x.Y/Z",
+            "/",
+        ];
+        for path in paths {
+            assert_eq!(call(&layer, path, Some("t")).await.expect("let in"), "alice", "{path}");
+            for (token, told) in [(None, "16"), (Some("u"), "16")] {
+                let refused = call(&layer, path, token).await.expect_err("refused");
+                assert_eq!(refused.headers()["grpc-status"], told, "{path}");
+            }
+        }
+        let denied = call(&layer, "/chatbot.v1.Chatbot/Teach", Some("t")).await;
+        assert_eq!(denied.expect_err("refused").headers()["grpc-status"], "7");
+        let counted = ["missing", "invalid", "scope"].map(|reason| count(&layer, reason));
+        assert_eq!(counted, [5, 5, 1]);
+    }
+
+    #[tokio::test]
+    async fn the_owner_of_a_verified_certificate_is_let_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let layer = guarded(&folder);
+        let names = vec!["web.example".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let request = |path: &str, der: &[u8]| {
+            let mut request = Request::builder().uri(path).body(()).expect("a request");
+            request.extensions_mut().insert(PeerCertificate(der.into()));
+            request
+        };
+        let der = made.cert.der();
+        for path in ["/chatbot.v1.Chatbot/Ask", "/chatbot.v1.Chatbot/Teach"] {
+            assert_eq!(send(&layer, request(path, der)).await.expect("let in"), "web.example");
+        }
+        let refused = send(&layer, request("/", b"garbage")).await.expect_err("refused");
+        assert_eq!(refused.headers()["grpc-status"], "16");
+    }
+
+    #[tokio::test]
+    async fn without_credentials_anybody_may_do_anything() {
+        let layer = open();
+        for path in ["/chatbot.v1.Chatbot/Teach", "/chatbot.v1.Chatbot/Ask", "/x.Y/Z"] {
+            assert_eq!(call(&layer, path, None).await.expect("let in"), "anonymous");
+            // Sent by a client that is guarded elsewhere.
+            assert_eq!(call(&layer, path, Some("u")).await.expect("let in"), "anonymous");
+        }
+    }
+}
