@@ -4,7 +4,9 @@
 #![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod answers;
+mod frames;
 mod health;
+mod hostile;
 mod layers;
 mod peers;
 mod process;
