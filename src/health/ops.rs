@@ -6,6 +6,7 @@
 //! prior knowledge (the kubelet) share the port. No TLS, no credentials, no access log.
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
     sync::{
@@ -25,7 +26,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -112,6 +113,7 @@ async fn serve(
     let routes = routes(health, scrape, draining);
     let slots = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
+    let mut silent = Silent::default();
     loop {
         while connections.try_join_next().is_some() {}
         let (stream, peer) = match listener.accept().await {
@@ -122,22 +124,65 @@ async fn serve(
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            warn!(%peer, slots = most, "ops port has no slot left, dropping the new connection");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
+        let slot = match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) if silent.end_oldest() => {
+                // Its task gives the slot back when it runs next.
+                match Arc::clone(&slots).acquire_owned().await {
+                    Ok(slot) => slot,
+                    Err(_) => return,
+                }
+            }
+            Err(_) => {
+                warn!(%peer, slots = most, "ops port has no slot left, dropping the new connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
-        let routes = routes.clone();
-        connections.spawn(async move {
-            serve_connection(stream, peer, routes).await;
-            drop(slot);
+        let (routes, asked) = (routes.clone(), Arc::new(AtomicBool::new(false)));
+        let connection = connections.spawn({
+            let asked = Arc::clone(&asked);
+            async move {
+                serve_connection(stream, peer, routes, asked).await;
+                drop(slot);
+            }
         });
+        silent.add(asked, connection);
     }
 }
 
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, routes: Router) {
+/// Connections that have not asked for anything yet, oldest first. When there is no slot left the
+/// oldest has to go: a probe asks at once, and must not wait for those who never do.
+#[derive(Debug, Default)]
+struct Silent(VecDeque<(Arc<AtomicBool>, AbortHandle)>);
+
+impl Silent {
+    fn add(&mut self, asked: Arc<AtomicBool>, connection: AbortHandle) {
+        self.0.retain(|(asked, connection)| {
+            !asked.load(Ordering::Relaxed) && !connection.is_finished()
+        });
+        self.0.push_back((asked, connection));
+    }
+
+    /// Ends the oldest; false if there is none.
+    fn end_oldest(&mut self) -> bool {
+        while let Some((asked, connection)) = self.0.pop_front() {
+            if !asked.load(Ordering::Relaxed) && !connection.is_finished() {
+                connection.abort();
+                return true;
+            }
+        }
+        false
+    }
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    routes: Router,
+    asked: Arc<AtomicBool>,
+) {
     let _ = stream.set_nodelay(true);
-    let asked = Arc::new(AtomicBool::new(false));
     let service = tower::service_fn({
         let asked = Arc::clone(&asked);
         move |request: http::Request<hyper::body::Incoming>| {

@@ -47,7 +47,7 @@ const UNSEEN_RESETS: usize = 20;
 
 /// Time for the last words of calls that are told to end.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// Grace of a connection that has no call: for the peer's answer to the GOAWAY.
+/// How long a connection that leaves waits for a call that has crossed its GOAWAY.
 const NO_CALLS: Duration = Duration::from_secs(1);
 
 /// Why a connection ended.
@@ -142,22 +142,19 @@ where
         () = idle(&activity, limits.idle_timeout) => Reason::Idle,
     };
 
-    // Leaving.
+    // Leaving. A call may have crossed the GOAWAY, so even an idle connection has a grace; but one
+    // without a call, such as that of a peer which answers nothing, is not waited for.
     connection.as_mut().graceful_shutdown();
     let grace = match reason {
-        Reason::Age => limits.age_grace,
         // The lifecycle ends this grace, for all connections together.
         Reason::Drain => Duration::MAX,
-        // What is left are Watch streams, which are no reason to stay.
-        _ => {
-            calls.ending.cancel();
-            NO_CALLS
-        }
+        _ => limits.age_grace,
     };
     tokio::select! {
         biased;
         _ = connection.as_mut() => return reason,
         () = closing.cancelled() => {}
+        () = without_calls(&activity, NO_CALLS) => {}
         () = sleep(grace) => {}
     }
 
@@ -177,6 +174,16 @@ fn by_peer(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) -> Reaso
         debug!(error, "connection broken");
     }
     Reason::Peer
+}
+
+/// Ends when the connection has no call, `pause` from now or whenever it is looked at later.
+async fn without_calls(activity: &Activity, pause: Duration) {
+    loop {
+        sleep(pause).await;
+        if activity.idle().is_some() {
+            return;
+        }
+    }
 }
 
 /// Ends when the connection has had no call for `limit`.

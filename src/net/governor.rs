@@ -171,17 +171,19 @@ impl Governor {
     pub(super) fn admit(&self, peer: Peer) -> Result<Permit, Refusal> {
         let inner = &*self.0;
         let mut table = inner.table.lock().unwrap_or_else(PoisonError::into_inner);
+        // The peer's own cap first: who is refused by it must not cost another peer a connection.
+        let exempt = inner.exempt.iter().any(|network| network.contains(&peer.address()));
+        let its = table.peers.get(&peer).map_or(0, |site| site.connections);
+        if !exempt && its >= inner.most_per_peer {
+            return Err(Refusal::Peer);
+        }
         if (table.connections.len() + 1) * 100 > inner.most * CROWDED {
             table.evict_longest_idle();
         }
         if table.connections.len() >= inner.most {
             return Err(Refusal::Total);
         }
-        let exempt = inner.exempt.iter().any(|network| network.contains(&peer.address()));
         let site = table.peers.entry(peer).or_default();
-        if !exempt && site.connections >= inner.most_per_peer {
-            return Err(Refusal::Peer);
-        }
         site.connections += 1;
         let may_be_leaking = site.connections.is_multiple_of(SUSPICIOUS.min(inner.most_per_peer))
             && site.named.is_none_or(|named| named.elapsed() > NAME_AGAIN);

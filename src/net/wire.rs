@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -20,8 +20,10 @@ use tokio::{
     sync::Notify,
 };
 
-/// The client's preface and the head of its first frame, which has to be SETTINGS (RFC 9113, 3.4).
-const HANDSHAKE: u64 = 24 + 9;
+/// The client's preface and the head of its first frame, which has to be SETTINGS (RFC 9113, 3.4). The
+/// first three bytes of the head are the length of what follows.
+const PREFACE: usize = 24;
+const HEAD: usize = PREFACE + 9;
 /// Bytes that a peer may send without a call: settings, pings, window updates of calls that have
 /// ended. More is no conversation.
 const IDLE_TALK: u64 = 4 * 1024 * 1024;
@@ -29,18 +31,24 @@ const IDLE_TALK: u64 = 4 * 1024 * 1024;
 /// What is known about the bytes.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
-    total: AtomicU64,
+    greeted: AtomicBool,
     /// Bytes since the last sign of a call.
     idle_talk: AtomicU64,
     spoken: Notify,
 }
 
 impl Heard {
-    /// Ends when the peer has begun to speak HTTP/2.
+    /// Ends when the peer has begun to speak HTTP/2: preface and SETTINGS are there.
     pub(super) async fn spoken(&self) {
-        while self.total.load(Ordering::Acquire) < HANDSHAKE {
+        while !self.greeted.load(Ordering::Acquire) {
             self.spoken.notified().await;
         }
+    }
+
+    fn greeted(&self) {
+        self.greeted.store(true, Ordering::Release);
+        // One waiter at most, which may not be waiting yet.
+        self.spoken.notify_one();
     }
 
     /// A call began, or its data came.
@@ -50,12 +58,33 @@ impl Heard {
 
     /// Counts, and says whether to go on.
     fn hear(&self, bytes: u64) -> bool {
-        let before = self.total.fetch_add(bytes, Ordering::AcqRel);
-        if before < HANDSHAKE && before + bytes >= HANDSHAKE {
-            // One waiter at most, which may not be waiting yet.
-            self.spoken.notify_one();
-        }
         self.idle_talk.fetch_add(bytes, Ordering::Relaxed) + bytes <= IDLE_TALK
+    }
+}
+
+/// How far the peer's greeting has come.
+#[derive(Debug)]
+struct Greeting {
+    head: [u8; HEAD],
+    heard: usize,
+}
+
+impl Greeting {
+    /// Takes the next bytes; true once preface and SETTINGS are there.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        let open = HEAD.saturating_sub(self.heard);
+        let head = bytes.len().min(open);
+        self.head[self.heard.min(HEAD)..][..head].copy_from_slice(&bytes[..head]);
+        self.heard += bytes.len();
+        // HTTP/1.1, where it is spoken, has a deadline of its own for the rest of its head.
+        let settings = if self.head.starts_with(b"PRI ") {
+            let [high, middle, low] =
+                [0, 1, 2].map(|index| usize::from(self.head[PREFACE + index]));
+            high << 16 | middle << 8 | low
+        } else {
+            0
+        };
+        self.heard >= HEAD + settings
     }
 }
 
@@ -66,12 +95,14 @@ pin_project_lite::pin_project! {
         #[pin]
         stream: S,
         heard: Arc<Heard>,
+        // `None` once it is over.
+        greeting: Option<Greeting>,
     }
 }
 
 impl<S> Wire<S> {
     pub(super) fn new(stream: S, heard: Arc<Heard>) -> Self {
-        Self { stream, heard }
+        Self { stream, heard, greeting: Some(Greeting { head: [0; HEAD], heard: 0 }) }
     }
 }
 
@@ -85,6 +116,12 @@ impl<S: AsyncRead> AsyncRead for Wire<S> {
         let before = buffer.filled().len();
         let read = this.stream.poll_read(context, buffer);
         let bytes = buffer.filled().len() - before;
+        if let Some(greeting) = this.greeting
+            && greeting.take(&buffer.filled()[before..])
+        {
+            *this.greeting = None;
+            this.heard.greeted();
+        }
         if bytes > 0 && !this.heard.hear(bytes as u64) {
             // An error has to come without bytes.
             buffer.set_filled(before);
@@ -134,17 +171,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_peer_has_spoken_once_the_preface_and_a_frame_head_are_there() {
+    async fn a_peer_has_spoken_once_preface_and_settings_are_there() {
         let heard = Arc::new(Heard::default());
         let (mut peer, stream) = tokio::io::duplex(64);
         let mut wire = Wire::new(stream, Arc::clone(&heard));
-        let mut buffer = [0; 64];
-        peer.write_all(&[0; 32]).await.expect("written");
-        wire.read_exact(&mut buffer[..32]).await.expect("read");
         let mut spoken = Box::pin(heard.spoken());
-        assert!(futures_util::poll!(spoken.as_mut()).is_pending());
-        peer.write_all(&[0]).await.expect("written");
-        wire.read_exact(&mut buffer[..1]).await.expect("read");
+        let mut greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        // SETTINGS of one setting: six bytes of payload.
+        greeting.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100]);
+        let (last, rest) = greeting.split_last().expect("bytes");
+        for part in rest.chunks(7) {
+            peer.write_all(part).await.expect("written");
+            wire.read_exact(&mut [0; 7][..part.len()]).await.expect("read");
+            assert!(futures_util::poll!(spoken.as_mut()).is_pending());
+        }
+        peer.write_all(&[*last]).await.expect("written");
+        wire.read_exact(&mut [0]).await.expect("read");
         spoken.await;
     }
 

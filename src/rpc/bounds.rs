@@ -166,11 +166,10 @@ impl http_body::Body for Bounded {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut this = self.project();
         let Some(end) = this.end.as_mut() else { return Poll::Ready(None) };
-        // What is ready goes first, as long as there is time.
-        if let Poll::Ready(frame) = this.body.as_mut().poll_frame(context) {
-            return Poll::Ready(frame);
-        }
-        let status = ready!(Pin::new(end).poll(context));
+        // The end first: a stream that always has something ready must not outrun it.
+        let Poll::Ready(status) = Pin::new(end).poll(context) else {
+            return this.body.as_mut().poll_frame(context);
+        };
         *this.end = None;
         let mut trailers = HeaderMap::new();
         Poll::Ready(Some(match status.add_header(&mut trailers) {

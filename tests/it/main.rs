@@ -5,7 +5,9 @@
 
 mod answers;
 mod auth;
+mod frames;
 mod health;
+mod hostile;
 mod layers;
 mod peers;
 mod process;

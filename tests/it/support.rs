@@ -208,6 +208,17 @@ impl Process {
         address.split_whitespace().next().expect("an address").parse().expect("an address")
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The log lines since the last look.
+    pub(crate) fn new_lines(&mut self) -> Vec<String> {
+        let lines: Vec<_> = self.lines.try_iter().collect();
+        self.seen.extend(lines.iter().cloned());
+        lines
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.child.id().to_string()])
@@ -219,16 +230,16 @@ impl Process {
     /// Waits for the end; the exit status and what standard error had.
     pub(crate) fn wait(mut self) -> (ExitStatus, Vec<String>, String) {
         let deadline = Instant::now() + LONG;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                break status;
+        // Its standard output ends with it.
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.seen.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("it did not end: {:#?}", self.seen),
             }
-            assert!(Instant::now() < deadline, "it did not end: {:#?}", self.seen);
-            std::thread::yield_now();
-        };
-        while let Ok(line) = self.lines.recv_timeout(LONG) {
-            self.seen.push(line);
         }
+        let status = self.child.wait().expect("a child");
         let mut stderr = String::new();
         let mut pipe = self.child.stderr.take().expect("piped");
         std::io::Read::read_to_string(&mut pipe, &mut stderr).expect("standard error");
@@ -264,12 +275,16 @@ pub(crate) fn serve(folder: &tempfile::TempDir, settings: &[&str]) -> Command {
     command
 }
 
+/// Says what was measured, past the test runner's capture.
+pub(crate) fn report(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Says that a test was skipped, past the test runner's capture; where nothing may be skipped, fails.
 pub(crate) fn skip(what: &str, install: &str) {
     assert!(
         std::env::var_os("CHATBOT_CI").is_none(),
         "{what} is missing, and with CHATBOT_CI nothing may be skipped; {install}"
     );
-    let line = format!("skipped: {what} is missing; {install}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    report(&format!("skipped: {what} is missing; {install}"));
 }

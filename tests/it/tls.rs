@@ -1,7 +1,13 @@
 //! TLS on the main port: a certificate that can be replaced, clients that have to show theirs, peers
 //! that never finish their handshake.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{
+    fs,
+    io::Write as _,
+    net::TcpStream,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use chatbot::pb::{
     chatbot::v1::{AskRequest, chatbot_client::ChatbotClient},
@@ -124,7 +130,7 @@ async fn with_an_authority_for_clients_only_its_clients_come_in() {
         let mut health = app.health(app.addresses.ops).await;
         health.check(HealthCheckRequest { service: "liveness".to_owned() }).await
     };
-    let answer = tokio::time::timeout(std::time::Duration::from_secs(1), probe).await;
+    let answer = tokio::time::timeout(Duration::from_secs(1), probe).await;
     let answer = answer.expect("within a second").expect("an answer").into_inner();
     assert_eq!(answer.status(), ServingStatus::Serving);
     app.stop().await;
@@ -140,6 +146,28 @@ async fn a_peer_that_does_not_finish_its_handshake_is_cut() {
     let end = tokio::time::timeout(LONG, silent.read(&mut nothing)).await.expect("cut in time");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     app.stop().await;
+}
+
+#[test]
+fn a_stop_does_not_wait_for_handshakes() {
+    let authority = Authority::new();
+    let folder = folder();
+    authority.write_server(folder.path());
+    let settings = settings(folder.path());
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let mut process = Process::start(&mut serve(&folder, &settings));
+    let server = process.wait_for_address(&["serving"]);
+    let silent = TcpStream::connect(server).expect("a connection");
+    // The head of a ClientHello whose rest never comes.
+    let mut slow = TcpStream::connect(server).expect("a connection");
+    slow.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).expect("written");
+    let start = Instant::now();
+    process.signal("TERM");
+    assert_eq!(process.wait().0.code(), Some(0));
+    // The grace is a second; both handshakes have ten.
+    let after = start.elapsed();
+    assert!(after < Duration::from_secs(2), "{after:?}");
+    drop((silent, slow));
 }
 
 // Two threads: the test waits for the process while its client speaks to it.
