@@ -119,7 +119,7 @@ impl Knowledge {
     /// A knowledge base of `entries` alone, without a log, for evaluations and benchmarks.
     pub fn of_entries(entries: &[Entry]) -> Result<Self, Error> {
         let index = Index::of_entries(entries)?;
-        let calibration = Calibration::fit(&evaluation::trials(entries)?);
+        let calibration = evaluation::calibration(&evaluation::trials(entries)?);
         let current = Current { index: Arc::new(index), calibration };
         Ok(Self::new(current, Revision(0), Metrics::default()))
     }

@@ -6,9 +6,7 @@
 //! once with it gone, since a threshold from another corpus does not carry: precision fell from .95
 //! to .56. With too few entries a conservative default stands in, and a metric says so.
 
-use std::collections::HashSet;
-
-use super::{Hit, evaluation::Trial, index::Match};
+use super::{Hit, index::Match};
 
 /// Entries with alternative questions that a fit needs.
 const ENTRIES: usize = 50;
@@ -66,16 +64,14 @@ impl Calibration {
     /// score and no rival near. Stricter than the fit on the sample.
     pub(super) const DEFAULT: Self = Self { weights: [0.0, 12.0, 3.0], bias: -8.5, fitted: false };
 
-    /// The model that suits `trials` best, or the default if they are of too few entries.
-    pub(super) fn fit(trials: &[Trial]) -> Self {
-        let entries: HashSet<_> = trials.iter().map(|trial| trial.answer_id).collect();
-        if entries.len() < ENTRIES {
+    /// The model that suits first hits which were right or not, or the default if they are of fewer
+    /// than 50 of the operator's entries.
+    pub(super) fn fit(entries: usize, hits: &[(Features, bool)]) -> Self {
+        if entries < ENTRIES || hits.is_empty() {
             return Self::DEFAULT;
         }
-        let with = trials.iter().filter_map(|trial| Some((trial.first?, trial.rank == Some(1))));
-        let without = trials.iter().filter_map(|trial| Some((trial.first_without?, false)));
         let samples: Vec<_> =
-            with.chain(without).map(|(features, right)| (features.vector(), right)).collect();
+            hits.iter().map(|(features, right)| (features.vector(), *right)).collect();
         fit(&samples)
     }
 
@@ -181,30 +177,25 @@ mod tests {
         Features { score, coverage, margin, verbatim: false }
     }
 
-    fn trial(id: i32, right: f64, wrong: f64) -> Trial {
-        Trial {
-            question: String::new(),
-            answer_id: AnswerId(id),
-            language_code: String::new(),
-            rank: Some(1),
-            first: Some(features(right * 20.0, right, 0.5)),
-            first_without: Some(features(wrong * 20.0, wrong, 0.1)),
-        }
+    /// A right hit of one coverage, and a wrong one of another.
+    fn pair(right: f64, wrong: f64) -> [(Features, bool); 2] {
+        [(features(right * 20.0, right, 0.5), true), (features(wrong * 20.0, wrong, 0.1), false)]
     }
 
     #[test]
     fn too_few_entries_are_not_fitted_on() {
-        let trials: Vec<_> = (0..49).map(|id| trial(id, 0.8, 0.2)).collect();
-        assert_eq!(Calibration::fit(&trials), Calibration::DEFAULT);
+        let hits = pair(0.8, 0.2).repeat(49);
+        assert_eq!(Calibration::fit(49, &hits), Calibration::DEFAULT);
+        assert_eq!(Calibration::fit(1_000, &[]), Calibration::DEFAULT);
         assert!(!Calibration::DEFAULT.is_fitted());
     }
 
     #[test]
     fn a_fit_tells_right_from_wrong() {
         let spread = |id: i32| f64::from(id % 10) * 0.02;
-        let trials: Vec<_> =
-            (0..60).map(|id| trial(id, 0.6 + spread(id), 0.2 + spread(id))).collect();
-        let model = Calibration::fit(&trials);
+        let hits: Vec<_> =
+            (0..60).flat_map(|id| pair(0.6 + spread(id), 0.2 + spread(id))).collect();
+        let model = Calibration::fit(60, &hits);
         assert!(model.is_fitted());
         assert!(model.probability(&features(14.0, 0.7, 0.5).vector()) > 0.8);
         assert!(model.probability(&features(5.0, 0.25, 0.1).vector()) < 0.2);
@@ -213,8 +204,7 @@ mod tests {
     #[test]
     fn more_of_any_feature_never_lowers_confidence() {
         // Here coverage tells the opposite of what it should; the weight stays at zero.
-        let trials: Vec<_> = (0..60).map(|id| trial(id, 0.2, 0.8)).collect();
-        let model = Calibration::fit(&trials);
+        let model = Calibration::fit(60, &pair(0.2, 0.8).repeat(60));
         assert!(model.weights.iter().all(|weight| *weight >= 0.0), "{model:?}");
     }
 

@@ -4,7 +4,7 @@
 //! The same trials show an operator what the bot makes of a knowledge base (`examples/evaluate.rs`)
 //! and are what confidence is fitted on, so both speak of the real index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     Error, Query,
@@ -126,10 +126,19 @@ fn quality(trials: &[&Trial]) -> Quality {
     Quality { questions: trials.len(), mrr: reciprocal / all, recall_at_1: first as f64 / all }
 }
 
+/// The confidence that the trials lead to.
+pub(super) fn calibration(trials: &[Trial]) -> Calibration {
+    let entries: HashSet<_> = trials.iter().map(|trial| trial.answer_id).collect();
+    let with = trials.iter().filter_map(|trial| Some((trial.first?, trial.rank == Some(1))));
+    let without = trials.iter().filter_map(|trial| Some((trial.first_without?, false)));
+    let hits: Vec<_> = with.chain(without).collect();
+    Calibration::fit(entries.len(), &hits)
+}
+
 /// Judges the trials by a threshold, with the confidence that they lead to.
 #[expect(clippy::cast_precision_loss, reason = "counts of questions")]
 pub fn judgement(trials: &[Trial], threshold: f64) -> Judgement {
-    let calibration = Calibration::fit(trials);
+    let calibration = calibration(trials);
     let answers = |features: Option<Features>| {
         features.is_some_and(|features| calibration.likelihood(features) >= threshold)
     };

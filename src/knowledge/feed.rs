@@ -155,7 +155,7 @@ async fn build(base: Base, store: &dyn Store) -> Result<(Current, Revision), Err
 }
 
 fn calibrate(entries: &[Entry]) -> Result<Calibration, Error> {
-    Ok(Calibration::fit(&evaluation::trials(entries)?))
+    Ok(evaluation::calibration(&evaluation::trials(entries)?))
 }
 
 /// Runs index work, which takes up to seconds, off the async threads.
