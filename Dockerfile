@@ -12,6 +12,13 @@ ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${RUST_IMAGE} AS build
+# jemalloc is built by make, which the slim image has not got; a base that brings it needs no network
+# for this. Any version does, so none is named that the next point release of Debian would remove.
+# hadolint ignore=DL3008
+RUN command -v make >/dev/null \
+ || { apt-get update \
+ && apt-get install --yes --no-install-recommends make \
+ && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
 # Without rust-toolchain.toml: the base image is the toolchain, and rustup would fetch components
 # for lints that no build needs. The benches are not compiled, but Cargo.toml names them.

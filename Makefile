@@ -1,6 +1,7 @@
-# The steps of CI. Each one runs alone; `.ci/run` installs what they need and runs them in this order.
+# The steps of CI, and bench. Each one runs alone; `.ci/run` installs what they need and runs them in
+# this order.
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint doc test deny chart engine e2e
+.PHONY: help fmt lint doc test bench deny chart engine e2e
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -16,6 +17,11 @@ doc: ## the documentation builds, without a broken link
 
 test: ## the README's test command
 	cargo test
+
+bench: ## search, memory of idle connections, probes under load; no step of CI, since machines are noisy
+	cargo bench --bench search
+	cargo bench --bench idle
+	cargo bench --bench probe -- --seconds 20
 
 deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)
 	cargo deny --all-features --locked --log-level error check bans licenses sources
