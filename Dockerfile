@@ -33,7 +33,7 @@ COPY src/ src/
 RUN --mount=type=cache,id=chatbot-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=chatbot-target,target=/src/target,sharing=locked \
     find build.rs proto knowledge src -type f -exec touch {} + \
- && cargo build --release --locked --bin chatbot \
+ && cargo build --release --locked --features jemalloc --bin chatbot \
  && install -D -m 0755 target/release/chatbot /image/usr/local/bin/chatbot \
  && install -d -m 0750 /image/data
 

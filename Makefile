@@ -10,7 +10,7 @@ fmt: ## the sources are formatted
 	cargo fmt --check
 
 lint: ## clippy, warnings are errors
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --all-features --locked -- -D warnings
 
 doc: ## the documentation builds, without a broken link
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
@@ -20,7 +20,7 @@ test: ## the README's test command
 
 bench: ## search, memory of idle connections, probes under load; no step of CI, since machines are noisy
 	cargo bench --bench search
-	cargo bench --bench idle
+	cargo bench --features jemalloc --bench idle
 	cargo bench --bench probe -- --seconds 20
 
 deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)

@@ -1,7 +1,7 @@
 //! Memory of one idle connection: our server against a bare tonic server of the same contract.
 //!
 //! ```text
-//! cargo bench --bench idle
+//! cargo bench --features jemalloc --bench idle
 //! ```
 //!
 //! Both are processes of their own: the binary with its defaults, and `examples/bare.rs` with the

@@ -9,11 +9,12 @@ mod reload;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use prometheus_client::{metrics::info::Info, registry::Registry};
-use tracing::info;
+use tracing::{error, info};
 
 pub use self::reload::{Files, Reload};
 use crate::{
@@ -27,6 +28,9 @@ use crate::{
     store::{Embedded, Store},
     telemetry::CallSpans,
 };
+
+/// Time for the store's last commit.
+const STORE_CLOSES: Duration = Duration::from_secs(2);
 
 /// How to start.
 #[derive(Debug, Clone, Copy, Default)]
@@ -198,13 +202,14 @@ impl App {
         self.life.stopping().await;
         self.health.stopping();
         self.life.wind_down(self.timeline).await;
-        // Joins the writer's thread after its last commit, then the ops thread.
-        let (store, ops) = (self.store, self.ops);
-        let _ = tokio::task::spawn_blocking(move || {
-            drop(store);
-            drop(ops);
-        })
-        .await;
+        // Joins the writer's thread after its last commit; a disk that hangs is not waited for.
+        let store = self.store;
+        let closed = tokio::task::spawn_blocking(move || drop(store));
+        if tokio::time::timeout(STORE_CLOSES, closed).await.is_err() {
+            error!("the store does not close, its disk hangs");
+        }
+        let ops = self.ops;
+        let _ = tokio::task::spawn_blocking(move || drop(ops)).await;
         info!("stopped");
     }
 }

@@ -19,7 +19,7 @@ mod telemetry;
 mod tls;
 mod web;
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use self::settings::Settings;
 pub use self::{
@@ -89,6 +89,12 @@ impl Config {
     /// Reads all sources and checks every section; the error holds every problem.
     pub fn load(sources: &Sources) -> Result<Self, Problems> {
         Self::load_with_settings(sources).map(|(config, _)| config)
+    }
+
+    /// The ops address alone, whatever is wrong with the other settings; the default if it is wrong
+    /// itself.
+    pub fn ops_address(sources: &Sources) -> SocketAddr {
+        Ops::check(&mut Settings::read(sources)).address
     }
 
     /// Like [`Config::load`], with each setting as it stands and where it came from.

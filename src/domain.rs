@@ -51,6 +51,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Bytes of all its texts.
+    pub fn bytes(&self) -> usize {
+        let questions: usize = self.questions.iter().map(String::len).sum();
+        questions + self.answer.len() + self.language_code.len()
+    }
+
     /// Every rule that the entry breaks, with the field's path; empty if it is good.
     pub fn violations(&self) -> Vec<Violation> {
         let mut found = Vec::new();
@@ -66,7 +72,7 @@ impl Entry {
                 format!("must be 1 to {QUESTIONS} questions, are {}", self.questions.len()),
             ));
         }
-        for (index, question) in self.questions.iter().enumerate() {
+        for (index, question) in self.questions.iter().take(QUESTIONS).enumerate() {
             if let Some(wrong) = text_violation(question, QUESTION_BYTES) {
                 found.push(Violation::new(format!("questions[{index}]"), wrong));
             }
@@ -74,12 +80,12 @@ impl Entry {
         if let Some(wrong) = text_violation(&self.answer, ENTRY_BYTES) {
             found.push(Violation::new("answer", wrong));
         }
-        let bytes = self.answer.len() + self.questions.iter().map(String::len).sum::<usize>();
+        let bytes = self.bytes();
         if bytes > ENTRY_BYTES {
             found.push(Violation::new(
                 "questions",
                 format!(
-                    "questions and answer must be at most {ENTRY_BYTES} bytes together, are {bytes}"
+                    "the entry's texts must be at most {ENTRY_BYTES} bytes together, are {bytes}"
                 ),
             ));
         }
@@ -112,7 +118,19 @@ pub fn primary_language(tag: &str) -> Result<Option<String>, String> {
         {
             Ok(Some(parsed.primary_language().to_ascii_lowercase()))
         }
-        _ => Err(format!("must be a BCP 47 language tag such as \"ko\" or \"en-US\", is {tag:?}")),
+        _ => Err(format!(
+            "must be a BCP 47 language tag such as \"ko\" or \"en-US\", is {}",
+            shown(tag)
+        )),
+    }
+}
+
+/// What was received, for a message: quoted, and cut, since messages must not grow with input.
+pub fn shown(text: &str) -> String {
+    const MOST: usize = 40;
+    match text.char_indices().nth(MOST) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}...", &text[..end]),
     }
 }
 
@@ -127,6 +145,14 @@ pub enum Change {
 }
 
 impl Change {
+    /// Bytes of all its texts.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Upsert(entry) => entry.bytes(),
+            Self::Delete(_) => 0,
+        }
+    }
+
     /// The entry that changes.
     pub fn answer_id(&self) -> AnswerId {
         match self {
@@ -184,8 +210,22 @@ mod tests {
         assert_eq!(fields(&Entry { questions: vec![], ..entry() }), ["questions"]);
         let many = vec!["q".to_owned(); QUESTIONS + 1];
         assert_eq!(fields(&Entry { questions: many, ..entry() }), ["questions"]);
-        let long = "a".repeat(ENTRY_BYTES - 3);
+        let long = "a".repeat(ENTRY_BYTES - 5);
         assert_eq!(fields(&Entry { answer: long, ..entry() }), ["questions"]);
+    }
+
+    #[test]
+    fn messages_do_not_grow_with_what_was_received() {
+        let endless = "x".repeat(100_000);
+        let bad = Entry {
+            questions: vec![String::new(); 100_000],
+            language_code: endless.clone(),
+            ..entry()
+        };
+        let text: usize = bad.violations().iter().map(|wrong| wrong.to_string().len()).sum();
+        assert!(text < 8_000, "{text}");
+        assert_eq!(shown("ko"), "\"ko\"");
+        assert!(shown(&endless).len() < 50);
     }
 
     #[test]

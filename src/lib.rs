@@ -2,7 +2,7 @@
 //! does not.
 //!
 //! The map of the house, top floor first. A module imports only from floors below its own; modules
-//! of one floor do not know each other. `tests/layers.rs` keeps it true.
+//! of one floor do not know each other. `tests/it/layers.rs` keeps it true.
 //!
 //! | floor | modules | what they are for |
 //! |---|---|---|

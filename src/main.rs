@@ -8,6 +8,7 @@ use std::process::ExitCode;
 /// connection costs 22.3 KB instead of 26.4, and an idle server 18 MiB instead of 56, since the rest of
 /// the start goes back too (`benches/idle.rs`; bare tonic on glibc: 24.9 KB a connection). It is set
 /// here and not in the library: whoever else uses that, such as the benchmark's baseline, keeps its own.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -81,7 +81,8 @@ pub fn routes(
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::CHATBOT_DESCRIPTORS)
             .register_encoded_file_descriptor_set(pb::HEALTH_DESCRIPTORS)
-            .build_v1()?;
+            .build_v1()?
+            .max_decoding_message_size(MESSAGE_BYTES);
         routes = routes.add_service(reflection);
     }
     // The last layer is the outermost: what the inner ones have refused or corrected is what is
@@ -120,6 +121,9 @@ enum Error {
     /// The request did not come.
     #[error("the request was not received within {}", humantime::format_duration(*.0))]
     NotReceived(Duration),
+    /// A handler has a bug.
+    #[error("a handler panicked")]
+    Panicked,
     /// The connection ends.
     #[error("this connection ends, try again on another one")]
     Leaving,
@@ -136,6 +140,7 @@ impl Error {
             Self::Credential(refusal) => refusal.kind(),
             Self::Scope(_) => Kind::Denied,
             Self::Deadline | Self::NotReceived(_) => Kind::Deadline,
+            Self::Panicked => Kind::Internal,
             Self::Leaving => Kind::Draining,
             Self::Unimplemented(_) => Kind::Unimplemented,
             Self::Knowledge(error) => error.kind(),

@@ -52,6 +52,14 @@ pub enum Error {
     /// It is down for now; nothing of the call was kept, or it is unknown whether it was.
     #[error("the store is down: {0}")]
     Down(String),
+    /// A newer version has written it.
+    #[error("the store has format {format}, this version knows {known}; run the newer version")]
+    Newer {
+        /// Its format.
+        format: u64,
+        /// The newest that is known.
+        known: u64,
+    },
     /// What it holds cannot be read.
     #[error("the store holds something unreadable: {0}")]
     Corrupt(String),
@@ -61,7 +69,7 @@ impl Error {
     /// What the caller can do about it.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Open { .. } | Self::Down(_) => Kind::DependencyDown,
+            Self::Open { .. } | Self::Newer { .. } | Self::Down(_) => Kind::DependencyDown,
             Self::Corrupt(_) => Kind::Internal,
         }
     }

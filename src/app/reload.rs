@@ -144,7 +144,7 @@ impl Reload {
             Ok(loaded) => loaded,
             Err(problems) => return error!(%problems, "not reloaded, the old settings stay"),
         };
-        for setting in settings.iter().filter(|setting| !self.settings.contains(setting)) {
+        for setting in &settings {
             let same = |old: &&Setting| old.key == setting.key && old.toml == setting.toml;
             if !self.settings.iter().any(|old| same(&old))
                 && !RELOADABLE.contains(&setting.key.as_str())

@@ -34,14 +34,8 @@ pub(super) struct Options {
 
 pub(super) fn run(sources: &Sources, options: Options) -> ExitCode {
     // A probe must not fail for a setting that the running server does not mind.
-    let address = options
-        .addr
-        .clone()
-        .map_or_else(|| Config::load(sources).map(|config| local(config.ops.address)), Ok);
-    match address {
-        Ok(address) => block_on(check(address, options)),
-        Err(problems) => super::complain(&problems),
-    }
+    let address = options.addr.clone().unwrap_or_else(|| local(Config::ops_address(sources)));
+    block_on(check(address, options))
 }
 
 #[expect(clippy::print_stdout, reason = "this is its output")]

@@ -77,13 +77,17 @@ async fn live(
     let app = tokio::select! {
         app = Box::pin(App::bind(config.clone(), life.clone(), options)) => app?,
         // A stop during a long start: nobody is served yet.
-        () = life.stopping() => return Ok(()),
+        () = life.stopping() => return ended(&life),
     };
     let (knowledge, tls, credentials) = (app.reloader(), app.tls(), app.authenticator());
     let reload =
         Reload { sources, config, settings, log_filter, knowledge, tls, credentials, files };
     life.spawn_support("reload", reload.run(life.closing().clone()));
     app.run().await;
+    ended(&life)
+}
+
+fn ended(life: &Lifecycle) -> anyhow::Result<()> {
     match life.crash() {
         Some(task) => Err(anyhow::anyhow!("task {task} died, see the log")),
         None => Ok(()),

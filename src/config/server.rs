@@ -9,6 +9,10 @@ use ipnet::IpNet;
 
 use super::settings::Settings;
 
+/// What a duration may be: shorter ones would keep the processor busy, longer ones are for ever.
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
 /// The main port and its drain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Server {
@@ -68,8 +72,8 @@ impl Connections {
     fn check(settings: &mut Settings) -> Self {
         let mut positive = |key, seconds| {
             let duration = settings.take(key, Duration::from_secs(seconds));
-            if duration.is_zero() {
-                settings.problem(key, "must be longer than 0s");
+            if !(SHORTEST..=LONGEST).contains(&duration) {
+                settings.problem(key, "must be between 10ms and 365d");
             }
             duration
         };

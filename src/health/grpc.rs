@@ -13,13 +13,18 @@ use tonic::{Request, Response, Status};
 
 use super::{Health, Service, State};
 
+/// Bytes of a request. It has nothing but a name.
+const REQUEST_BYTES: usize = 4 * 1024;
 /// Watch streams at a time, of this port. Each is a task and a stream that may stay for ever.
 const WATCHES: usize = 1000;
 
-use crate::pb::health::v1::{
-    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
-    health_check_response::ServingStatus,
-    health_server::{self, HealthServer},
+use crate::{
+    domain::shown,
+    pb::health::v1::{
+        HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+        health_check_response::ServingStatus,
+        health_server::{self, HealthServer},
+    },
 };
 
 /// The health service; its Watch streams end when `draining` is cancelled.
@@ -27,7 +32,9 @@ pub fn service(
     health: Health,
     draining: CancellationToken,
 ) -> HealthServer<impl health_server::Health> {
-    HealthServer::new(Protocol { health, draining, watches: Arc::new(Semaphore::new(WATCHES)) })
+    let watches = Arc::new(Semaphore::new(WATCHES));
+    HealthServer::new(Protocol { health, draining, watches })
+        .max_decoding_message_size(REQUEST_BYTES)
 }
 
 struct Protocol {
@@ -54,7 +61,10 @@ impl health_server::Health for Protocol {
         let name = request.into_inner().service;
         let Some(service) = Service::of(&name) else {
             let known = Service::ALL.map(|service| format!("{:?}", service.name())).join(", ");
-            return Err(Status::not_found(format!("unknown service {name:?}, known are {known}")));
+            return Err(Status::not_found(format!(
+                "unknown service {}, known are {known}",
+                shown(&name)
+            )));
         };
         Ok(Response::new(response(&self.health.state(), Some(service))))
     }

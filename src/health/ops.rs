@@ -6,15 +6,14 @@
 //! prior knowledge (the kubelet) share the port. No TLS, no credentials, no access log.
 
 use std::{
-    collections::VecDeque,
     io,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
@@ -113,7 +112,7 @@ async fn serve(
     let routes = routes(health, scrape, draining);
     let slots = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
-    let mut silent = Silent::default();
+    let mut open = Open::default();
     loop {
         while connections.try_join_next().is_some() {}
         let (stream, peer) = match listener.accept().await {
@@ -124,69 +123,84 @@ async fn serve(
                 continue;
             }
         };
-        let slot = match Arc::clone(&slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) if silent.end_oldest() => {
-                // Its task gives the slot back when it runs next.
-                match Arc::clone(&slots).acquire_owned().await {
-                    Ok(slot) => slot,
-                    Err(_) => return,
-                }
-            }
-            Err(_) => {
-                warn!(%peer, slots = most, "ops port has no slot left, dropping the new connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+        let slot = if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            slot
+        } else {
+            open.end_longest_quiet();
+            // The task of the one that has to go gives its slot back when it runs next.
+            match Arc::clone(&slots).acquire_owned().await {
+                Ok(slot) => slot,
+                Err(_) => return,
             }
         };
-        let (routes, asked) = (routes.clone(), Arc::new(AtomicBool::new(false)));
+        let (routes, asked) = (routes.clone(), Asked::never());
         let connection = connections.spawn({
-            let asked = Arc::clone(&asked);
+            let asked = asked.clone();
             async move {
                 serve_connection(stream, peer, routes, asked).await;
                 drop(slot);
             }
         });
-        silent.add(asked, connection);
+        open.add(asked, connection);
     }
 }
 
-/// Connections that have not asked for anything yet, oldest first. When there is no slot left the
-/// oldest has to go: a probe asks at once, and must not wait for those who never do.
+/// When a connection was last asked something, in milliseconds since it was accepted; it begins with
+/// nothing.
+#[derive(Debug, Clone)]
+struct Asked {
+    accepted: Instant,
+    last: Arc<AtomicU64>,
+}
+
+impl Asked {
+    fn never() -> Self {
+        Self { accepted: Instant::now(), last: Arc::default() }
+    }
+
+    fn now(&self) {
+        let since = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(since.max(1), Ordering::Relaxed);
+    }
+
+    fn has_been(&self) -> bool {
+        self.last.load(Ordering::Relaxed) > 0
+    }
+
+    fn last(&self) -> Instant {
+        self.accepted + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+}
+
+/// The open connections. When there is no slot left, the one that has asked nothing for the longest
+/// time has to go: a probe is a new connection that asks at once, and must not wait for those who
+/// never ask, or asked once and stay.
 #[derive(Debug, Default)]
-struct Silent(VecDeque<(Arc<AtomicBool>, AbortHandle)>);
+struct Open(Vec<(Asked, AbortHandle)>);
 
-impl Silent {
-    fn add(&mut self, asked: Arc<AtomicBool>, connection: AbortHandle) {
-        self.0.retain(|(asked, connection)| {
-            !asked.load(Ordering::Relaxed) && !connection.is_finished()
-        });
-        self.0.push_back((asked, connection));
+impl Open {
+    fn add(&mut self, asked: Asked, connection: AbortHandle) {
+        self.0.retain(|(_, connection)| !connection.is_finished());
+        self.0.push((asked, connection));
     }
 
-    /// Ends the oldest; false if there is none.
-    fn end_oldest(&mut self) -> bool {
-        while let Some((asked, connection)) = self.0.pop_front() {
-            if !asked.load(Ordering::Relaxed) && !connection.is_finished() {
-                connection.abort();
-                return true;
-            }
+    fn end_longest_quiet(&mut self) {
+        self.0.retain(|(_, connection)| !connection.is_finished());
+        let quiet = self.0.iter().enumerate().min_by_key(|(_, (asked, _))| asked.last());
+        if let Some(index) = quiet.map(|(index, _)| index) {
+            let (_, connection) = self.0.swap_remove(index);
+            debug!("ops port has no slot left, ending the longest quiet connection");
+            connection.abort();
         }
-        false
     }
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    routes: Router,
-    asked: Arc<AtomicBool>,
-) {
+async fn serve_connection(stream: TcpStream, peer: SocketAddr, routes: Router, asked: Asked) {
     let _ = stream.set_nodelay(true);
     let service = tower::service_fn({
-        let asked = Arc::clone(&asked);
+        let asked = asked.clone();
         move |request: http::Request<hyper::body::Incoming>| {
-            asked.store(true, Ordering::Relaxed);
+            asked.now();
             let mut routes = routes.clone();
             async move { routes.as_service().ready().await?.call(request).await }
         }
@@ -205,7 +219,7 @@ async fn serve_connection(
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let silent = async {
         tokio::time::sleep(FIRST_REQUEST).await;
-        while asked.load(Ordering::Relaxed) {
+        while asked.has_been() {
             std::future::pending::<()>().await;
         }
     };

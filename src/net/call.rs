@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +50,7 @@ pub(super) struct Calls {
 
 /// A call that has not ended.
 #[derive(Debug)]
-struct Call {
+pub(super) struct Call {
     _guard: Option<CallGuard>,
     offer: Arc<Offer>,
 }
@@ -97,6 +97,10 @@ impl Calls {
         Self { life, activity, heard, ending, stall_timeout, begun }
     }
 
+    fn take_begun(&self) -> Option<Call> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn begin(&self, path: &str) -> Arc<Offer> {
         self.heard.sensible();
         let counts = !NO_ACTIVITY.iter().any(|service| path.starts_with(service));
@@ -117,7 +121,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, work: F) {
-        let begun = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let begun = self.0.take_begun();
         let limit = self.0.stall_timeout;
         self.0.life.spawn_work(async move {
             let Some(call) = begun else { return work.await };
@@ -152,6 +156,8 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let offer = self.calls.begin(request.uri().path());
+        // Over HTTP/1.1 there is no executor that runs the call: it lasts as long as its response.
+        let held = if request.version() < Version::HTTP_2 { self.calls.take_begun() } else { None };
         let heard = Arc::clone(&self.calls.heard);
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
@@ -160,7 +166,7 @@ where
             let response = response.await?;
             // hyper waits for room before it asks for the first frame.
             offer.make();
-            Ok(response.map(|body| ResponseBody { body, offer }))
+            Ok(response.map(|body| ResponseBody { body, offer, held }))
         })
     }
 }
@@ -206,6 +212,7 @@ pin_project_lite::pin_project! {
         #[pin]
         body: B,
         offer: Arc<Offer>,
+        held: Option<Call>,
     }
 }
 

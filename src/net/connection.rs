@@ -35,6 +35,8 @@ use crate::{config::Connections, lifecycle::Lifecycle};
 const STREAMS: u32 = 100;
 /// Bytes of a call's headers.
 const HEADER_BYTES: u32 = 16 * 1024;
+/// Bytes of a head or a body that are read at once over HTTP/1.1.
+const HTTP1_BUFFER: usize = 32 * 1024;
 /// Bytes that the peer may send ahead, on one call and on all.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
@@ -57,6 +59,8 @@ pub(super) enum Reason {
     Peer,
     /// The peer said nothing in time, or stopped in the middle of its greeting.
     Silent,
+    /// Its TLS handshake failed, or took too long.
+    Handshake,
     /// It was idle.
     Idle,
     /// It was too old.
@@ -73,6 +77,7 @@ impl Reason {
         match self {
             Self::Peer => "peer",
             Self::Silent => "silent",
+            Self::Handshake => "handshake",
             Self::Idle => "idle",
             Self::Age => "age",
             Self::Evicted => "evicted",
@@ -192,9 +197,9 @@ async fn idle(activity: &Activity, limit: Duration) {
         let wait = match activity.idle() {
             Some(idle) if idle >= limit => return,
             Some(idle) => limit.saturating_sub(idle),
-            // Looked at again soon: nobody tells when a call ends, since most end long before it
+            // Looked at again later: nobody tells when a call ends, since most end long before it
             // would matter.
-            None => limit.min(Duration::from_secs(1)) / 4,
+            None => limit / 10,
         };
         sleep(wait).await;
     }
@@ -215,6 +220,10 @@ fn builder(calls: &Arc<Calls>, limits: &Connections, http1: bool) -> auto::Build
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.preface_timeout);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.preface_timeout)
+        .max_buf_size(HTTP1_BUFFER);
     if http1 { builder } else { builder.http2_only() }
 }

@@ -9,6 +9,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -167,12 +168,14 @@ impl Governor {
         }))
     }
 
-    /// A permit for a connection of `peer`. Near the total cap another connection is asked to leave.
-    pub(super) fn admit(&self, peer: Peer) -> Result<Permit, Refusal> {
+    /// A permit for a connection from `address`. Near the total cap another connection is asked to leave.
+    pub(super) fn admit(&self, address: SocketAddr) -> Result<Permit, Refusal> {
+        let peer = Peer::of(address);
+        let address = address.ip().to_canonical();
         let inner = &*self.0;
         let mut table = inner.table.lock().unwrap_or_else(PoisonError::into_inner);
         // The peer's own cap first: who is refused by it must not cost another peer a connection.
-        let exempt = inner.exempt.iter().any(|network| network.contains(&peer.address()));
+        let exempt = inner.exempt.iter().any(|network| network.contains(&address));
         let its = table.peers.get(&peer).map_or(0, |site| site.connections);
         if !exempt && its >= inner.most_per_peer {
             return Err(Refusal::Peer);
@@ -198,8 +201,18 @@ impl Governor {
         let id = table.next;
         table.next += 1;
         table.connections.insert(id, Arc::clone(&activity));
-        if may_be_leaking {
-            table.name_if_idle(peer, inner.most_per_peer);
+        let leaking = may_be_leaking.then(|| table.idle_of(peer, inner.most_per_peer)).flatten();
+        let connections = table.connections.len();
+        drop(table);
+        if let Some(idle) = leaking {
+            let most = inner.most_per_peer;
+            warn!(
+                %peer,
+                idle,
+                connections,
+                most,
+                "a peer has many idle connections, is its client closing its channels?"
+            );
         }
         Ok(Permit { governor: self.clone(), id, activity })
     }
@@ -242,22 +255,15 @@ impl Table {
         }
     }
 
-    fn name_if_idle(&mut self, peer: Peer, most: usize) {
+    /// How many idle connections a peer has, if that is worth naming it.
+    fn idle_of(&mut self, peer: Peer, most: usize) -> Option<usize> {
         let its = self.connections.values().filter(|activity| activity.peer == peer);
         let idle = its.filter(|activity| activity.idle().is_some()).count();
         if idle < SUSPICIOUS.min(most) {
-            return;
+            return None;
         }
-        if let Some(site) = self.peers.get_mut(&peer) {
-            site.named = Some(Instant::now());
-            warn!(
-                %peer,
-                idle,
-                connections = site.connections,
-                most,
-                "a peer has many idle connections, is its client closing its channels?"
-            );
-        }
+        self.peers.get_mut(&peer)?.named = Some(Instant::now());
+        Some(idle)
     }
 }
 
@@ -265,8 +271,8 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn peer(last: u8) -> Peer {
-        Peer::of(([10, 0, 0, last], 1).into())
+    fn peer(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 1).into()
     }
 
     #[test]
@@ -277,7 +283,7 @@ mod tests {
         assert_eq!(governor.admit(peer(1)).expect_err("two is the most"), Refusal::Peer);
         let _third = governor.admit(peer(2)).expect("a permit");
         assert_eq!(governor.admit(peer(3)).expect_err("three in all"), Refusal::Total);
-        assert_eq!(governor.top(1), [(peer(1), 2)]);
+        assert_eq!(governor.top(1), [(Peer::of(peer(1)), 2)]);
         drop(first);
         let _fourth = governor.admit(peer(1)).expect("one came back");
         assert_eq!(governor.connections(), 3);
@@ -287,6 +293,9 @@ mod tests {
     fn an_exempt_network_has_no_limit_of_its_own() {
         let governor = Governor::new(10, 1, vec!["10.0.0.0/30".parse().expect("a network")]);
         let _permits: Vec<_> = (0..5).map(|_| governor.admit(peer(1)).expect("exempt")).collect();
+        let proxy = "[2001:db8::7]:1".parse().expect("an address");
+        let other = Governor::new(10, 1, vec!["2001:db8::7/128".parse().expect("a network")]);
+        let _proxied: Vec<_> = (0..5).map(|_| other.admit(proxy).expect("exempt")).collect();
         let _one = governor.admit(peer(9)).expect("the first");
         assert_eq!(governor.admit(peer(9)).expect_err("not exempt"), Refusal::Peer);
     }

@@ -21,10 +21,6 @@ impl Peer {
             }
         }
     }
-
-    pub(super) fn address(self) -> IpAddr {
-        self.0
-    }
 }
 
 impl fmt::Display for Peer {

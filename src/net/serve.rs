@@ -23,7 +23,6 @@ use super::{
     connection::{Reason, Terms, drive},
     governor::{Governor, Permit, Refusal},
     metrics::Metrics,
-    peer::Peer,
     tls::Tls,
 };
 use crate::{config::Connections, domain::PeerCertificate, lifecycle::Lifecycle};
@@ -122,7 +121,7 @@ impl Server {
                     continue;
                 }
             };
-            let permit = match governor.admit(Peer::of(address)) {
+            let permit = match governor.admit(address) {
                 Ok(permit) => permit,
                 Err(refusal) => {
                     reset(&stream);
@@ -174,10 +173,6 @@ impl Connection {
         }
         let activity = permit.activity().clone();
         let mut extensions = http::Extensions::new();
-        extensions.insert(tonic::transport::server::TcpConnectInfo {
-            local_addr: stream.local_addr().ok(),
-            remote_addr: Some(address),
-        });
         let reason = match tls {
             None => Box::pin(drive(stream, service, activity, extensions, terms, spread)).await,
             Some(tls) => {
@@ -198,7 +193,7 @@ impl Connection {
                     Err(error) => {
                         debug!(%error, peer = %address, "TLS handshake failed");
                         metrics.handshakes_failed.inc();
-                        Reason::Silent
+                        Reason::Handshake
                     }
                 }
             }
@@ -222,14 +217,12 @@ fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Whether an accept failed for want of something that will not be there at once: descriptors of the
-/// process or the system, buffers, memory.
+/// Whether an accept failed because of the machine and not of the peer: for want of descriptors of the
+/// process or the system, buffers, memory, or for a rule of the kernel. It would fail again at once.
 fn is_shortage(error: &io::Error) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOBUFS: i32 = 105;
-    const ENOMEM: i32 = 12;
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS | ENOMEM))
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    let of_the_peer = [ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted];
+    !of_the_peer.contains(&error.kind())
 }
 
 /// A descriptor to give up when there is none left.

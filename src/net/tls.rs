@@ -7,26 +7,28 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, PoisonError, RwLock},
+    task::Poll,
     time::Duration,
 };
 
 use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_rustls::{
-    TlsAcceptor,
+    LazyConfigAcceptor,
     rustls::{
         self, RootCertStore, ServerConfig,
         crypto::ring,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-        server::{VerifierBuilderError, WebPkiClientVerifier},
+        server::{Acceptor, VerifierBuilderError, WebPkiClientVerifier},
     },
     server::TlsStream,
 };
 
 use crate::config;
 
-/// Handshakes at a time. Each costs a signature, so a flood of them would take every core; more of
-/// them wait, inside their own deadline.
+/// Signatures at a time. They are what a handshake costs, and a flood of them would take every core;
+/// more of them wait, inside their own deadline.
 const HANDSHAKES: usize = 64;
 
 /// Why a certificate cannot be used.
@@ -95,9 +97,18 @@ impl Tls {
         limit: Duration,
     ) -> io::Result<TlsStream<TcpStream>> {
         let shake_hands = async {
-            let _slot = self.handshakes.acquire().await.map_err(io::Error::other)?;
+            // Waiting for the peer's hello holds no slot, or a few silent peers would hold all.
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
             let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-            TlsAcceptor::from(config).accept(stream).await
+            let slot = self.handshakes.acquire().await.map_err(io::Error::other)?;
+            // The first step signs; what follows waits for the peer again.
+            let mut rest = pin!(hello.into_stream(config));
+            let first = futures_util::poll!(rest.as_mut());
+            drop(slot);
+            match first {
+                Poll::Ready(done) => done,
+                Poll::Pending => rest.await,
+            }
         };
         tokio::time::timeout(limit, shake_hands).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))

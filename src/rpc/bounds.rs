@@ -94,6 +94,7 @@ where
                 body,
                 limit,
                 each: arrival == Arrival::Frames,
+                waiting: false,
                 late: Box::pin(sleep_until(Instant::now() + limit)),
             }),
         });
@@ -194,6 +195,7 @@ pin_project_lite::pin_project! {
         body: axum::body::Body,
         limit: Duration,
         each: bool,
+        waiting: bool,
         late: Pin<Box<Sleep>>,
     }
 }
@@ -208,10 +210,12 @@ impl http_body::Body for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut this = self.project();
         if let Poll::Ready(frame) = this.body.as_mut().poll_frame(context) {
-            if *this.each {
-                this.late.as_mut().reset(Instant::now() + *this.limit);
-            }
+            *this.waiting = false;
             return Poll::Ready(frame);
+        }
+        // The time that the handler took for the last frame is not the caller's.
+        if *this.each && !std::mem::replace(this.waiting, true) {
+            this.late.as_mut().reset(Instant::now() + *this.limit);
         }
         ready!(this.late.as_mut().poll(context));
         let status: Status = Error::NotReceived(*this.limit).into();

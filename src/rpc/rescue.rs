@@ -2,19 +2,21 @@
 //!
 //! A request that cannot be read never reaches a handler: the generated code answers it itself, with
 //! `OUT_OF_RANGE` for a message that is too large and `INTERNAL` for one that is garbage. Here both
-//! become `INVALID_ARGUMENT`. Only trailers-only responses without details are looked at; ours
+//! become `INVALID_ARGUMENT`. What is no gRPC is refused, and a handler that panics is answered for. Only trailers-only responses without details are looked at; ours
 //! always have details.
 
 use std::{
     future::Future,
+    panic::AssertUnwindSafe,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use futures_util::FutureExt as _;
+use http::{Method, Request, Response, StatusCode, header};
 use tonic::{Status, body::Body};
 
-use super::status;
+use super::{Error, status};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layer;
@@ -48,19 +50,38 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let response = self.inner.call(request);
-        Box::pin(async move { Ok(rescued(response.await?.map(axum::body::Body::from))) })
+        if !is_grpc(&request) {
+            let mut refused = Response::new(axum::body::Body::empty());
+            *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(async { Ok(refused) });
+        }
+        let response = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        Box::pin(async move {
+            match response.await {
+                Ok(response) => Ok(rescued(response?.map(axum::body::Body::from))),
+                Err(_) => Ok(answer(Error::Panicked.into())),
+            }
+        })
     }
+}
+
+/// Whether it is a gRPC request by its head, which the protocol asks servers to look at (415 else).
+/// A page of anywhere can make a browser send other POSTs, with the user's client certificate.
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content = request.headers().get(header::CONTENT_TYPE);
+    request.method() == Method::POST
+        && content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn answer(status: Status) -> Response<axum::body::Body> {
+    status.into_http::<Body>().map(axum::body::Body::new)
 }
 
 fn rescued(response: Response<axum::body::Body>) -> Response<axum::body::Body> {
     let Some(answered) = Status::from_header_map(response.headers()) else {
         return response;
     };
-    let code = answered.code();
+    let detailed = !answered.details().is_empty();
     let corrected = status::of_peer(answered);
-    if corrected.code() == code {
-        return response;
-    }
-    corrected.into_http::<Body>().map(axum::body::Body::new)
+    if detailed || corrected.details().is_empty() { response } else { answer(corrected) }
 }

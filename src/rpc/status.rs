@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::{error, warn};
 
-use super::{Error, MESSAGE_BYTES};
-use crate::{error::Kind, pb};
+use super::Error;
+use crate::{error::Kind, knowledge, pb};
 
 /// When to try again what failed for a reason that passes.
 const RETRY: Duration = Duration::from_secs(1);
@@ -52,8 +52,9 @@ impl From<Error> for Status {
             | Error::Unimplemented(_)
             | Error::Deadline
             | Error::NotReceived(_)
-            | Error::Leaving => error.to_string(),
-            Error::Knowledge(_) | Error::Store(_) => {
+            | Error::Leaving
+            | Error::Knowledge(knowledge::Error::Behind(_)) => error.to_string(),
+            Error::Panicked | Error::Knowledge(_) | Error::Store(_) => {
                 let cause = causes(&error);
                 if kind == Kind::Internal {
                     error!(cause, "call failed");
@@ -87,10 +88,12 @@ fn causes(error: &dyn std::error::Error) -> String {
 pub(super) fn of_peer(status: Status) -> Status {
     let message = match status.code() {
         _ if !status.details().is_empty() => return status,
-        Code::OutOfRange => {
-            format!("a message must be at most {MESSAGE_BYTES} bytes ({})", status.message())
-        }
+        Code::OutOfRange => format!("the message is too large ({})", status.message()),
         Code::Internal => format!("not a message of this contract ({})", status.message()),
+        Code::Unimplemented => {
+            let details = details("NOT_IMPLEMENTED");
+            return Status::with_error_details(Code::Unimplemented, status.message(), details);
+        }
         _ => return status,
     };
     Status::with_error_details(Code::InvalidArgument, message, details("MESSAGE_INVALID"))

@@ -7,9 +7,12 @@ use tonic::{Status, Streaming};
 use super::{Chatbot, convert, proto, status};
 use crate::domain::{Change, Revision};
 
-/// Changes that are written at once. Several writes let a long stream start to be kept before it
-/// ends, and bound its memory.
+/// Changes that are written at once, and their bytes. Several writes let a long stream start to be
+/// kept before it ends, and bound its memory.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 256 * 1024;
+/// Bytes of a reason that are told; a hundred of them have to fit into one message.
+const REASON_BYTES: usize = 1024;
 /// Refused changes that are told.
 const REJECTIONS: usize = 100;
 /// Time for this replica's index to catch up, so that the caller's next question finds the answer.
@@ -22,12 +25,17 @@ impl Chatbot {
     ) -> Result<proto::TeachResponse, Status> {
         let mut summary = proto::TeachResponse::default();
         let mut batch = Vec::new();
+        let mut bytes = 0;
         let mut revision = *self.store.knowledge_revision().borrow();
         let mut index = 0;
         while let Some(request) = stream.message().await.map_err(status::of_peer)? {
             match convert::change(request) {
-                Ok(change) => batch.push(change),
-                Err(reason) => {
+                Ok(change) => {
+                    bytes += change.bytes();
+                    batch.push(change);
+                }
+                Err(mut reason) => {
+                    reason.truncate(reason.floor_char_boundary(REASON_BYTES));
                     summary.rejected_count += 1;
                     if summary.rejections.len() < REJECTIONS {
                         summary.rejections.push(proto::Rejection { index, reason });
@@ -35,7 +43,8 @@ impl Chatbot {
                 }
             }
             index += 1;
-            if batch.len() == BATCH {
+            if batch.len() == BATCH || bytes >= BATCH_BYTES {
+                bytes = 0;
                 revision = self.keep(&mut batch, &mut summary).await?;
             }
         }

@@ -54,6 +54,8 @@ const FORMAT: u64 = 1;
 const QUEUE: usize = 256;
 /// Appends that share a commit at most.
 const GROUP: usize = 128;
+/// Time for a commit. A disk that hangs gives no error.
+const COMMIT: Duration = Duration::from_secs(10);
 /// How often a store that is down is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,7 +89,7 @@ impl Embedded {
             StoreUrl::Memory => (None, in_memory()?),
             StoreUrl::File(path) => (Some(path.clone()), open_file(path, set_aside)?),
         };
-        let newest = prepare(&database)?;
+        let newest = guarded(|| prepare(&database))?;
         let (revision, _) = watch::channel(newest);
         let file = Arc::new(File { path, database: RwLock::new(Some(database)) });
         let (appends, queue) = mpsc::channel(QUEUE);
@@ -125,7 +127,11 @@ impl Store for Embedded {
         let (done, outcome) = oneshot::channel();
         let appends = self.appends.as_ref().ok_or_else(stopped)?;
         appends.send(Append { changes, done }).await.map_err(|_| stopped())?;
-        outcome.await.map_err(|_| stopped())?
+        match tokio::time::timeout(COMMIT, outcome).await {
+            Ok(outcome) => outcome.map_err(|_| stopped())?,
+            // It may be kept all the same; changes are upserts, so they can be sent again.
+            Err(_) => Err(Error::Down("a commit takes too long, its disk may hang".to_owned())),
+        }
     }
 
     async fn read_knowledge(
@@ -172,7 +178,6 @@ impl File {
             Ok(())
         });
         let database = open_file(path, false)?;
-        prepare(&database)?;
         *guard = Some(database);
         Ok(())
     }
@@ -212,7 +217,11 @@ fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error> {
     }
     let opened = catch_unwind(|| Database::create(path));
     let damage = match opened {
-        Ok(Ok(database)) => return Ok(database),
+        Ok(Ok(database)) => match guarded(|| sound(&database)) {
+            Ok(()) => return Ok(database),
+            Err(Error::Corrupt(what)) => what,
+            Err(error) => return Err(error),
+        },
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
             return Err(refuse(
                 "another process has it open; one file serves one server".to_owned(),
@@ -242,7 +251,21 @@ fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error> {
         refuse(format!("it is damaged and cannot be renamed to {} ({error})", aside.display()))
     })?;
     warn!(path = %path.display(), aside = %aside.display(), damage, "damaged store set aside");
-    Database::create(path).map_err(|error| refuse(error.to_string()))
+    catch_unwind(|| Database::create(path))
+        .map_err(|_| refuse("the database panicked on a new file".to_owned()))?
+        .map_err(|error| refuse(error.to_string()))
+}
+
+/// Reads all of it once, which an open alone does not: damage must show at the start, not in the first
+/// question.
+fn sound(database: &Database) -> Result<(), Error> {
+    prepare(database)?;
+    let mut after = Revision(0);
+    loop {
+        let rows = read_knowledge(database, after, 1_000)?;
+        let Some((newest, _)) = rows.last() else { return Ok(()) };
+        after = *newest;
+    }
 }
 
 /// `x.redb.damaged-1`, or the next number that is free.
@@ -262,9 +285,7 @@ fn prepare(database: &Database) -> Result<Revision, Error> {
         let mut meta = transaction.open_table(META).map_err(down)?;
         let format = meta.get("format").map_err(down)?.map(|format| format.value());
         if let Some(newer) = format.filter(|format| *format > FORMAT) {
-            return Err(Error::Corrupt(format!(
-                "its format is {newer}, this version knows {FORMAT}; run the newer version"
-            )));
+            return Err(Error::Newer { format: newer, known: FORMAT });
         }
         meta.insert("format", FORMAT).map_err(down)?;
         transaction.open_table(KNOWLEDGE_LOG).map_err(down)?;

@@ -22,8 +22,8 @@ is reported in one go. */ -}}
 
 {{- $drain := add .Values.shutdown.drainDelaySeconds .Values.shutdown.drainGraceSeconds -}}
 {{- $grace := int (include "chatbot.gracePeriodSeconds" .) -}}
-{{- if lt $grace (int (add $drain 5)) -}}
-{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d, but the server may take %d: shutdown.drainDelaySeconds (%d) + shutdown.drainGraceSeconds (%d) + 5 to flush its traces. The kubelet would kill it while it drains. Raise it to at least %d, or leave it unset." $grace (int (add $drain 5)) (int .Values.shutdown.drainDelaySeconds) (int .Values.shutdown.drainGraceSeconds) (int (add $drain 5))) -}}
+{{- if lt $grace (int (add $drain 10)) -}}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d, but the server may take %d: shutdown.drainDelaySeconds (%d) + shutdown.drainGraceSeconds (%d) + 10 for its tasks, its store and its last traces. The kubelet would kill it while it drains. Raise it to at least %d, or leave it unset." $grace (int (add $drain 10)) (int .Values.shutdown.drainDelaySeconds) (int .Values.shutdown.drainGraceSeconds) (int (add $drain 10))) -}}
 {{- end -}}
 
 {{- range $section, $keys := dict "server" (dict "address" "ports.grpc and listenAddress" "drain_delay" "shutdown.drainDelaySeconds" "drain_grace" "shutdown.drainGraceSeconds") "ops" (dict "address" "ports.ops and listenAddress") -}}

@@ -104,7 +104,7 @@ async fn a_newer_format_is_refused() {
     transaction.commit().expect("a commit");
     drop(database);
     let error = open(&url).expect_err("it is newer").to_string();
-    assert!(error.contains("format is 99"), "{error}");
+    assert!(error.contains("format 99"), "{error}");
 }
 
 /// A disk that is full while `full` holds, at the database's own seam.
