@@ -133,7 +133,7 @@ def promise_grace(values_files):
     cases = [
         ({}, 40, "5s", "25s"),
         ({"shutdown": {"drainDelaySeconds": 10, "drainGraceSeconds": 60}}, 80, "10s", "60s"),
-        ({"terminationGracePeriodSeconds": 35}, 35, "5s", "25s"),
+        ({"terminationGracePeriodSeconds": 40}, 40, "5s", "25s"),
     ]
     for values, seconds, delay, grace in cases:
         objects = render(values)
