@@ -140,6 +140,30 @@ fn grpcio_health_checking_sees_what_the_protocol_says_on_both_ports() {
 }
 
 #[test]
+fn at_the_start_probes_are_told_to_wait_and_not_to_restart() {
+    let Some(python) = python("grpc_health") else { return };
+    let folder = folder();
+    // Large enough that a client can ask while it is read.
+    let entry = |id: i32| {
+        format!(
+            "{{\"answer_id\":{id},\"questions\":[\"question {id}\"],\"answer\":\"answer {id}\"}}\n"
+        )
+    };
+    let entries: String = (1..=100_000).map(entry).collect();
+    fs::write(folder.path().join("faq.jsonl"), entries).expect("a file");
+    let mut process = Process::start(&mut serve(&folder, &[]));
+    let ops = process.wait_for_address(&["ops port is open"]).to_string();
+    let list = || output(Command::new(&python).args(["tests/python/health.py", &ops, "list", ""]));
+    let starting = "server NOT_SERVING\nchatbot.v1.Chatbot NOT_SERVING\nliveness SERVING\n\
+                    readiness NOT_SERVING\nstartup NOT_SERVING\n";
+    assert_eq!(list(), starting);
+    process.wait_for(&["serving"]);
+    let ready = "server SERVING\nchatbot.v1.Chatbot SERVING\nliveness SERVING\n\
+                 readiness SERVING\nstartup SERVING\n";
+    assert_eq!(list(), ready);
+}
+
+#[test]
 fn grpc_health_probe_agrees() {
     if !succeeds(Command::new("grpc-health-probe").arg("-version")) {
         return skip(
@@ -250,8 +274,14 @@ async fn a_full_disk_is_told_to_teachers_and_probes_and_loses_nothing() {
     let url = format!("store.url=redb:{}", disk.path().join("chatbot.redb").display());
     let mut process = Process::start(&mut serve(&folder, &[&url]));
     let ops = process.wait_for_address(&["ops port is open"]);
+    let mut watch = python("grpc_health").map(|python| {
+        let arguments = ["tests/python/health.py", &ops.to_string(), "watch", "readiness"];
+        Process::start(Command::new(python).args(arguments))
+    });
     let mut client = ChatbotClient::new(channel(process.wait_for_address(&["serving"])).await);
 
+    let mut told = |status: &str| watch.as_mut().map(|watch| watch.wait_for(&[status]));
+    told("SERVING");
     let mut kept = 0;
     let refused = loop {
         match client.teach(tokio_stream::iter([upsert(100 + kept)])).await {
@@ -262,12 +292,14 @@ async fn a_full_disk_is_told_to_teachers_and_probes_and_loses_nothing() {
     };
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     process.wait_for(&["dependency is down", "store"]);
+    told("NOT_SERVING");
     let readyz = crate::support::http_get(ops, "/readyz");
     assert!(readyz.contains("503") && readyz.contains("waiting for: store"), "{readyz}");
     assert!(crate::support::http_get(ops, "/livez").contains("200 OK"));
 
     disk.grow();
     process.wait_for(&["dependency is up", "store"]);
+    told("SERVING");
     client.teach(tokio_stream::iter([upsert(100 + kept)])).await.expect("there is room again");
     process.signal("TERM");
     assert_eq!(process.wait().0.code(), Some(0));
