@@ -149,7 +149,7 @@ fn at_the_start_probes_are_told_to_wait_and_not_to_restart() {
             "{{\"answer_id\":{id},\"questions\":[\"question {id}\"],\"answer\":\"answer {id}\"}}\n"
         )
     };
-    let entries: String = (1..=100_000).map(entry).collect();
+    let entries: String = (1..=60_000).map(entry).collect();
     fs::write(folder.path().join("faq.jsonl"), entries).expect("a file");
     let mut process = Process::start(&mut serve(&folder, &[]));
     let ops = process.wait_for_address(&["ops port is open"]).to_string();
