@@ -19,7 +19,7 @@ mod wire;
 
 pub use self::{
     budget::{Budget, TooLow},
-    call::{Ending, RequestBody},
+    call::Ending,
     listen::listen,
     serve::Server,
     tls::{Error as TlsError, Tls},

@@ -28,3 +28,9 @@ pub const CHATBOT_DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("chat
 
 /// The encoded descriptor set of `grpc.health.v1`, for reflection.
 pub const HEALTH_DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("health_descriptor");
+
+/// Whether a path is of a service that looks after the server and is not what it is for: health and
+/// reflection. Their calls are no activity of a connection, and are neither counted nor traced.
+pub fn is_infrastructure(path: &str) -> bool {
+    ["/grpc.health.", "/grpc.reflection."].iter().any(|service| path.starts_with(service))
+}

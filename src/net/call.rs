@@ -4,6 +4,7 @@
 //! sees a call to the end of its last frame, and can end one whose peer takes nothing.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::{
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::Router;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -25,10 +27,7 @@ use super::{
     governor::{Activity, CallGuard},
     wire::Heard,
 };
-use crate::lifecycle::Lifecycle;
-
-/// Calls that are no activity: a probe that never closes its connection is a leak like any other.
-const NO_ACTIVITY: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
+use crate::{lifecycle::Lifecycle, pb};
 
 /// Handed to every call as a request extension: cancelled when its connection ends and the call has
 /// to say goodbye.
@@ -103,7 +102,8 @@ impl Calls {
 
     fn begin(&self, path: &str) -> Arc<Offer> {
         self.heard.sensible();
-        let counts = !NO_ACTIVITY.iter().any(|service| path.starts_with(service));
+        // A probe that never closes its connection is a leak like any other.
+        let counts = !pb::is_infrastructure(path);
         let offer = Arc::new(Offer { born: Instant::now(), since: AtomicU64::new(0) });
         let guard = counts.then(|| self.activity.call());
         let call = Call { _guard: guard, offer: Arc::clone(&offer) };
@@ -137,22 +137,17 @@ where
 
 /// Begins calls; given to hyper.
 #[derive(Debug, Clone)]
-pub(super) struct Service<S> {
-    pub(super) inner: S,
+pub(super) struct Service {
+    pub(super) routes: Router,
     pub(super) calls: Arc<Calls>,
     /// What every request of the connection is told, such as who is at the other end.
     pub(super) extensions: http::Extensions,
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Service<S>
-where
-    S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
-    B: 'static,
-{
-    type Response = Response<ResponseBody<B>>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<ResponseBody<axum::body::Body>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let offer = self.calls.begin(request.uri().path());
@@ -161,7 +156,7 @@ where
         let heard = Arc::clone(&self.calls.heard);
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
-        let response = self.inner.clone().oneshot(request);
+        let response = self.routes.clone().oneshot(request);
         Box::pin(async move {
             let response = response.await?;
             // hyper waits for room before it asks for the first frame.
@@ -174,7 +169,7 @@ where
 pin_project_lite::pin_project! {
     /// A request's body; its data is a sign of life.
     #[derive(Debug)]
-    pub struct RequestBody {
+    pub(super) struct RequestBody {
         #[pin]
         body: Incoming,
         heard: Arc<Heard>,

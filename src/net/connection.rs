@@ -11,8 +11,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use http::{Request, Response};
-use http_body::Body;
+use axum::Router;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -24,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    call::{Calls, Ending, Executor, RequestBody, Service},
+    call::{Calls, Ending, Executor, Service},
     governor::Activity,
     wire::{Heard, Wire},
 };
@@ -97,32 +96,25 @@ pub(super) struct Terms {
 
 /// Drives one connection to its end. `spread` is a number from -1 to 1 that moves its age by a tenth,
 /// so that connections which came together do not leave together.
-pub(super) async fn drive<I, S, B>(
+pub(super) async fn drive<I>(
     stream: I,
-    service: S,
+    routes: Router,
     activity: Arc<Activity>,
-    extensions: http::Extensions,
+    mut extensions: http::Extensions,
     terms: Terms,
     spread: f64,
 ) -> Reason
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let Terms { limits, http1, life } = terms;
     let (draining, closing) = (life.draining().clone(), life.closing().clone());
     let heard = Arc::new(Heard::default());
     let calls =
         Arc::new(Calls::new(life, Arc::clone(&activity), Arc::clone(&heard), limits.stall_timeout));
-    let mut extensions = extensions;
     extensions.insert(Ending(calls.ending.clone()));
     let builder = builder(&calls, &limits, http1);
-    let service = Service { inner: service, calls: Arc::clone(&calls), extensions };
+    let service = Service { routes, calls: Arc::clone(&calls), extensions };
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
     let mut connection = pin!(builder.serve_connection(stream, service));
     let old = Instant::now() + limits.max_age.mul_f64(1.0 + spread / 10.0);

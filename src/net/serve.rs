@@ -12,14 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
-use http_body::Body;
+use axum::Router;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    call::RequestBody,
     connection::{Reason, Terms, drive},
     governor::{Governor, Permit, Refusal},
     metrics::Metrics,
@@ -71,21 +69,9 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves `service` until the drain; the connections that there are then end by themselves, as
+    /// Serves `routes` until the drain; the connections that there are then end by themselves, as
     /// tasks of the lifecycle.
-    pub async fn run<S, B>(self, service: S)
-    where
-        S: tower::Service<Request<RequestBody>, Response = Response<B>>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    pub async fn run(self, routes: Router) {
         let Self { listener, governor, tls, terms, metrics } = self;
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
@@ -141,7 +127,7 @@ impl Server {
                 metrics: metrics.clone(),
                 spread: spread.next(),
             };
-            terms.life.spawn_work(connection.run(service.clone()));
+            terms.life.spawn_work(connection.run(routes.clone()));
         }
     }
 }
@@ -157,15 +143,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run<S, B>(self, service: S)
-    where
-        S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
-        S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    async fn run(self, routes: Router) {
         let Self { stream, address, permit, tls, terms, metrics, spread } = self;
         if let Err(error) = prepare(&stream) {
             // Such as a peer that is gone already.
@@ -174,7 +152,7 @@ impl Connection {
         let activity = permit.activity().clone();
         let mut extensions = http::Extensions::new();
         let reason = match tls {
-            None => Box::pin(drive(stream, service, activity, extensions, terms, spread)).await,
+            None => Box::pin(drive(stream, routes, activity, extensions, terms, spread)).await,
             Some(tls) => {
                 let draining = terms.life.draining().clone();
                 let handshake = tokio::select! {
@@ -188,7 +166,7 @@ impl Connection {
                         if let Some(certificate) = chain.and_then(<[_]>::first) {
                             extensions.insert(PeerCertificate(certificate.as_ref().into()));
                         }
-                        Box::pin(drive(stream, service, activity, extensions, terms, spread)).await
+                        Box::pin(drive(stream, routes, activity, extensions, terms, spread)).await
                     }
                     Err(error) => {
                         debug!(%error, peer = %address, "TLS handshake failed");

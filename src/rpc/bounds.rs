@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, codegen::Bytes};
 
-use super::Error;
+use super::{Error, status::answer};
 use crate::net::Ending;
 
 /// How long to wait for a request, by the shape of its method.
@@ -110,11 +110,6 @@ where
             }
         })
     }
-}
-
-/// A response of nothing but a status.
-fn answer(status: Status) -> Response<axum::body::Body> {
-    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
 }
 
 /// What ends a call from outside: resolves to the status that it gets.

@@ -27,7 +27,10 @@ use prometheus_client::{
 use tonic::Code;
 use tracing::{Instrument as _, instrument::Instrumented};
 
-use crate::telemetry::{CallSpan, CallSpans};
+use crate::{
+    pb,
+    telemetry::{CallSpan, CallSpans},
+};
 
 /// The methods that are told apart, as `/package.Service/Method`. Callers can send any path; labels
 /// must not grow with it.
@@ -41,9 +44,6 @@ const METHODS: [&str; 6] = [
 ];
 /// Every other method, under the name that the conventions give it.
 const OTHER: &str = "_OTHER";
-
-/// Services that are not observed: probes would drown the rest.
-const UNOBSERVED: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
 
 #[derive(Debug, Clone)]
 pub(super) struct Layer(Arc<Shared>);
@@ -122,7 +122,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let observed = !UNOBSERVED.iter().any(|service| path.starts_with(service));
+        // Probes would drown the rest.
+        let observed = !pb::is_infrastructure(path);
         let call = observed.then(|| Call::start(&self.shared, path, request.headers()));
         let span = call.as_ref().map_or_else(tracing::Span::none, |call| call.span.span().clone());
         let response = span.in_scope(|| self.inner.call(request)).instrument(span);

@@ -14,9 +14,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use http::{Method, Request, Response, StatusCode, header};
-use tonic::{Status, body::Body};
+use tonic::Status;
 
-use super::{Error, status};
+use super::{
+    Error,
+    status::{self, answer},
+};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layer;
@@ -71,10 +74,6 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     let content = request.headers().get(header::CONTENT_TYPE);
     request.method() == Method::POST
         && content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"))
-}
-
-fn answer(status: Status) -> Response<axum::body::Body> {
-    status.into_http::<Body>().map(axum::body::Body::new)
 }
 
 fn rescued(response: Response<axum::body::Body>) -> Response<axum::body::Body> {

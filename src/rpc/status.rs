@@ -72,6 +72,11 @@ impl From<Error> for Status {
     }
 }
 
+/// A response of nothing but a status.
+pub(super) fn answer(status: Status) -> http::Response<axum::body::Body> {
+    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
+}
+
 /// The message of an error and of all that caused it.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
