@@ -25,7 +25,7 @@ use crate::{
     knowledge::{Base, Feed, Reloader},
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
-    store::{Embedded, Store},
+    store::{Embedded, KnowledgeLog},
     telemetry::CallSpans,
 };
 
@@ -47,7 +47,7 @@ pub struct App {
     timeline: Timeline,
     health: Health,
     ops: health::Ops,
-    store: Arc<dyn Store>,
+    store: Arc<dyn KnowledgeLog>,
     server: net::Server,
     routes: axum::Router,
     tls: Option<net::Tls>,
@@ -101,7 +101,7 @@ impl App {
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(
+        let store: Arc<dyn KnowledgeLog> = Arc::new(Embedded::open(
             &config.store.url,
             options.set_aside_damaged_store,
             store,

@@ -16,6 +16,16 @@ pub enum Kind {
     Denied,
     /// This version does not do it.
     Unimplemented,
+    /// There is no such thing, or it is somebody else's.
+    NotFound,
+    /// The same request was made before, with another payload.
+    Conflict,
+    /// What it needs is in use for now.
+    Busy,
+    /// The position to go on from is not there (any more).
+    PositionLost,
+    /// There is too much to do for now.
+    Overloaded,
     /// The time for it is over.
     Deadline,
     /// The server, or this connection of it, is going away; another one can do it.
@@ -28,11 +38,16 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Denied,
         Self::Unimplemented,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Busy,
+        Self::PositionLost,
+        Self::Overloaded,
         Self::Deadline,
         Self::Draining,
         Self::DependencyDown,

@@ -29,7 +29,7 @@ use crate::{
     health,
     knowledge::{self, Knowledge},
     pb::{self, chatbot::v1 as proto},
-    store::{self, Store},
+    store::{self, KnowledgeLog},
     telemetry::CallSpans,
 };
 use proto::chatbot_server::{self, ChatbotServer};
@@ -45,7 +45,7 @@ pub struct Chatbot {
     /// The knowledge base, for ranking and to wait for what was taught.
     pub knowledge: Knowledge,
     /// The log that `Teach` writes.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn KnowledgeLog>,
     /// Limits on requests.
     pub limits: config::Limits,
 }

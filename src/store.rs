@@ -1,42 +1,32 @@
-//! The log: what the server was told, kept before it is acknowledged.
+//! The log: what was said and what was taught, kept before it is acknowledged.
 //!
-//! [`Store`] is the seam between the service and where its log lives. This version keeps the
-//! knowledge log in it, a sequence of changes over the base; conversations follow.
+//! [`Store`] is the seam between the service and where its log lives: [`ConversationLog`], what was
+//! said, and [`KnowledgeLog`], a sequence of changes over the knowledge base.
 
 #[cfg(test)]
 mod contract;
+mod conversations;
 mod embedded;
+mod hints;
+mod knowledge;
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
-use tokio::sync::watch;
-
-pub use self::embedded::Embedded;
-use crate::{
-    domain::{Change, Revision},
-    error::Kind,
+pub use self::{
+    conversations::{
+        Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions,
+        WATCHED,
+    },
+    embedded::Embedded,
+    hints::Hint,
+    knowledge::KnowledgeLog,
 };
+use crate::error::Kind;
 
-/// Where the log lives. Clones of an `Arc` share it; every method may be called at any time.
-#[async_trait::async_trait]
-pub trait Store: Send + Sync + fmt::Debug {
-    /// Adds `changes` to the knowledge log, all or none, and returns the revision that holds them.
-    /// Returns only when they would survive a power loss, as far as the store can tell.
-    async fn append_knowledge(&self, changes: Vec<Change>) -> Result<Revision, Error>;
+/// Where everything lives that has to outlive a connection, a client and a server.
+pub trait Store: KnowledgeLog + ConversationLog {}
 
-    /// The changes after `after`, oldest first, at most `most`, with their revisions. Of several
-    /// changes of one entry only the last is kept, so revisions have gaps; applying all of them in
-    /// order gives the knowledge base as it is.
-    async fn read_knowledge(
-        &self,
-        after: Revision,
-        most: usize,
-    ) -> Result<Vec<(Revision, Change)>, Error>;
-
-    /// The newest revision, and a wake-up whenever it grows. A hint: a reader that misses one still
-    /// has to look from time to time.
-    fn knowledge_revision(&self) -> watch::Receiver<Revision>;
-}
+impl<T: KnowledgeLog + ConversationLog> Store for T {}
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +53,15 @@ pub enum Error {
     /// What it holds cannot be read.
     #[error("the store holds something unreadable: {0}")]
     Corrupt(String),
+    /// There is no such conversation or turn (any more), or it is somebody else's.
+    #[error("there is no such conversation or turn")]
+    NotFound,
+    /// The request is known with another payload.
+    #[error("the request_id was used for another request")]
+    Reused,
+    /// The conversation does not have that event (any more).
+    #[error("the conversation does not have that position (any more)")]
+    PositionUnknown,
 }
 
 impl Error {
@@ -71,6 +70,9 @@ impl Error {
         match self {
             Self::Open { .. } | Self::Newer { .. } | Self::Down(_) => Kind::DependencyDown,
             Self::Corrupt(_) => Kind::Internal,
+            Self::NotFound => Kind::NotFound,
+            Self::Reused => Kind::Conflict,
+            Self::PositionUnknown => Kind::PositionLost,
         }
     }
 }

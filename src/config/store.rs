@@ -1,14 +1,25 @@
 //! `store`: where the log is.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::settings::Settings;
 
-/// The log's place.
+/// Least and most that a lease can be.
+const LEASE: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_mins(1);
+/// Least that the log is kept: a client has to be able to come back.
+const RETENTION_FLOOR: Duration = Duration::from_hours(1);
+
+/// The log's place, and how it is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Store {
     /// Which store, and where.
     pub url: StoreUrl,
+    /// How long a conversation is kept after its last event.
+    pub retention: Duration,
+    /// How long a turn's owner may be silent before another replica takes over.
+    pub lease: Duration,
+    /// How long a turn goes on with nobody reading.
+    pub detach_grace: Duration,
 }
 
 /// The stores of this version.
@@ -34,6 +45,15 @@ impl Store {
                 StoreUrl::Memory
             }
         };
-        Self { url }
+        let retention = settings.take("store.retention", Duration::from_hours(7 * 24));
+        if retention < RETENTION_FLOOR {
+            settings.problem("store.retention", "must be at least 1h");
+        }
+        let lease = settings.take("store.lease", Duration::from_secs(5));
+        if !LEASE.contains(&lease) {
+            settings.problem("store.lease", "must be between 500ms and 1m");
+        }
+        let detach_grace = settings.take("store.detach_grace", Duration::from_mins(1));
+        Self { url, retention, lease, detach_grace }
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     domain::{Change, Entry, Revision},
-    store::Store,
+    store::KnowledgeLog,
 };
 
 /// Changes that are read and made visible at once.
@@ -26,7 +26,7 @@ const REFIT: f64 = 0.1;
 #[derive(Debug)]
 pub struct Feed {
     knowledge: Knowledge,
-    store: Arc<dyn Store>,
+    store: Arc<dyn KnowledgeLog>,
     applied: Revision,
     /// Changes since confidence was fitted.
     unfitted: usize,
@@ -57,7 +57,7 @@ impl Feed {
     /// Builds the index of `base` and all that the log holds, and fits confidence on it.
     pub async fn open(
         base: Base,
-        store: Arc<dyn Store>,
+        store: Arc<dyn KnowledgeLog>,
         registry: &mut Registry,
     ) -> Result<(Knowledge, Self, Reloader), Error> {
         let (current, applied) = build(base, &*store).await?;
@@ -126,7 +126,7 @@ impl Feed {
     }
 }
 
-async fn build(base: Base, store: &dyn Store) -> Result<(Current, Revision), Error> {
+async fn build(base: Base, store: &dyn KnowledgeLog) -> Result<(Current, Revision), Error> {
     let start = std::time::Instant::now();
     let index = blocking(move || Ok(Arc::new(Index::of_entries(&base.load()?)?))).await?;
     let mut applied = Revision(0);

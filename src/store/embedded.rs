@@ -34,7 +34,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Error, Store};
+use super::{Error, KnowledgeLog};
 use crate::{
     config::StoreUrl,
     domain::{Change, Revision},
@@ -121,7 +121,7 @@ impl Drop for Embedded {
 }
 
 #[async_trait::async_trait]
-impl Store for Embedded {
+impl KnowledgeLog for Embedded {
     async fn append_knowledge(&self, changes: Vec<Change>) -> Result<Revision, Error> {
         let stopped = || Error::Down("it is being closed".to_owned());
         let (done, outcome) = oneshot::channel();

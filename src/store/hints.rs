@@ -1,0 +1,120 @@
+//! Wake-ups for those who wait for a conversation to grow.
+//!
+//! One entry for each conversation that somebody waits for, none for the others, so that a replica
+//! pays for its readers and not for its history. A hint carries no truth: whoever wakes up reads the
+//! log.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::domain::ConversationDigest;
+
+/// Who waits for what; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hints(Arc<Mutex<HashMap<ConversationDigest, watch::Sender<Count>>>>);
+
+/// Hints so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    grown: u64,
+    cancels: u64,
+}
+
+/// One reader's wake-up, gone when dropped.
+#[derive(Debug)]
+pub struct Hint {
+    conversation: ConversationDigest,
+    receiver: watch::Receiver<Count>,
+    hints: Hints,
+}
+
+impl Hints {
+    /// Waits for the conversation. True if nobody else did.
+    pub(super) fn subscribe(&self, conversation: ConversationDigest) -> (Hint, bool) {
+        let mut waiting = self.lock();
+        let (receiver, first) = match waiting.entry(conversation) {
+            hash_map::Entry::Occupied(entry) => (entry.get().subscribe(), false),
+            hash_map::Entry::Vacant(entry) => {
+                (entry.insert(watch::Sender::default()).subscribe(), true)
+            }
+        };
+        (Hint { conversation, receiver, hints: self.clone() }, first)
+    }
+
+    /// The conversation has grown.
+    pub(super) fn grown(&self, conversation: ConversationDigest) {
+        self.count(conversation, |count| count.grown += 1);
+    }
+
+    /// The conversation's turn was asked to stop.
+    pub(super) fn cancelled(&self, conversation: ConversationDigest) {
+        self.count(conversation, |count| count.cancels += 1);
+    }
+
+    fn count(&self, conversation: ConversationDigest, apply: impl FnOnce(&mut Count)) {
+        if let Some(sender) = self.lock().get(&conversation) {
+            sender.send_modify(apply);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConversationDigest, watch::Sender<Count>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hint {
+    /// Ends when there was a hint since the last call, or since the subscription.
+    pub async fn changed(&mut self) {
+        // The sender lives as long as a receiver does, so this cannot fail.
+        let _ = self.receiver.changed().await;
+    }
+
+    /// How often the turn was asked to stop since the first subscription.
+    pub fn cancels(&self) -> u64 {
+        self.receiver.borrow().cancels
+    }
+}
+
+impl Drop for Hint {
+    fn drop(&mut self) {
+        let mut waiting = self.hints.lock();
+        // This receiver is still counted.
+        if waiting.get(&self.conversation).is_some_and(|sender| sender.receiver_count() <= 1) {
+            waiting.remove(&self.conversation);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn readers_of_one_conversation_wake_up_together_and_leave_nothing_behind() {
+        let hints = Hints::default();
+        let (one, other) = (ConversationDigest([1; 16]), ConversationDigest([2; 16]));
+        let (mut a, first) = hints.subscribe(one);
+        assert!(first);
+        let (mut b, first) = hints.subscribe(one);
+        assert!(!first);
+        hints.grown(other);
+        assert!(a.changed().now_or_never().is_none());
+        hints.grown(one);
+        a.changed().await;
+        b.changed().await;
+        assert!(a.changed().now_or_never().is_none());
+        hints.cancelled(one);
+        b.changed().await;
+        assert_eq!(b.cancels(), 1);
+        drop(a);
+        assert_eq!(hints.lock().len(), 1);
+        drop(b);
+        assert_eq!(hints.lock().len(), 0);
+    }
+}
