@@ -14,29 +14,34 @@ use std::{
 
 use anyhow::Context as _;
 use prometheus_client::{metrics::info::Info, registry::Registry};
+use tokio::sync::Semaphore;
 use tracing::{error, info};
 
 pub use self::reload::{Files, Reload};
 use crate::{
     auth::{Authenticator, Loaded},
-    config::Config,
-    engine::Retrieval,
+    config::{Config, DefaultEngine},
+    domain::EngineKind,
+    engine::{Engine, Engines, Retrieval},
     health::{self, Health},
     knowledge::{Base, Feed, Reloader},
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
-    store::{Embedded, KnowledgeLog},
+    store::{ConversationLog, Embedded, KnowledgeLog, Store},
     telemetry::CallSpans,
+    turn::{self, Turns},
 };
 
 /// Time for the store's last commit.
 const STORE_CLOSES: Duration = Duration::from_secs(2);
 
 /// How to start.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Keep a store file that is damaged under another name, and begin a new one.
     pub set_aside_damaged_store: bool,
+    /// What answers `ENGINE_GENERATIVE`. Tests script one; without it the engine is not offered.
+    pub generative: Option<Arc<dyn Engine>>,
 }
 
 /// The service, bound and open, not yet serving.
@@ -47,7 +52,7 @@ pub struct App {
     timeline: Timeline,
     health: Health,
     ops: health::Ops,
-    store: Arc<dyn KnowledgeLog>,
+    store: Arc<dyn Store>,
     server: net::Server,
     routes: axum::Router,
     tls: Option<net::Tls>,
@@ -101,14 +106,15 @@ impl App {
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
-        let store: Arc<dyn KnowledgeLog> = Arc::new(Embedded::open(
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(
             &config.store.url,
             options.set_aside_damaged_store,
             store,
             &mut registry,
         )?);
         let base = Base::of_path(config.knowledge.path.as_deref());
-        let (search, feed, reloader) = Feed::open(base, Arc::clone(&store), &mut registry).await?;
+        let log: Arc<dyn KnowledgeLog> = Arc::clone(&store) as _;
+        let (search, feed, reloader) = Feed::open(base, log, &mut registry).await?;
         life.spawn_support("knowledge", feed.run(life.closing().clone()));
         knowledge.up();
 
@@ -134,10 +140,28 @@ impl App {
         let addresses = Addresses { server: server.address()?, ops: ops.address() };
         let sampled =
             config.telemetry.otlp_endpoint.as_ref().map(|_| config.telemetry.sample_ratio);
+        let retrieval = Retrieval::new(search.clone(), config.knowledge.min_confidence);
+        let engines = Engines {
+            default: match config.engine.default {
+                DefaultEngine::Retrieval => EngineKind::Retrieval,
+            },
+            retrieval: Arc::new(retrieval),
+            generative: options.generative,
+            augmented: None,
+        };
+        let terms = turn::Terms {
+            lease: config.store.lease,
+            detach_grace: config.store.detach_grace,
+            max_turn_time: config.engine.max_turn_time,
+        };
+        let log: Arc<dyn ConversationLog> = Arc::clone(&store) as _;
+        let turns = Turns::new(log, engines, terms, life.clone(), &mut registry);
         let chatbot = rpc::Chatbot {
-            retrieval: Retrieval::new(search.clone(), config.knowledge.min_confidence),
+            turns,
             knowledge: search,
-            store: Arc::clone(&store),
+            store: Arc::clone(&store) as _,
+            join_timeout: limits.receive_timeout,
+            joined_streams: Arc::new(Semaphore::new(config.limits.joined_streams)),
             limits: config.limits,
         };
         let layers = rpc::Layers {

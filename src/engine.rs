@@ -1,31 +1,111 @@
 //! Engines: how a question becomes an answer.
 //!
-//! This version has one, retrieval. It needs no model and shares nothing with one, so the bot will
-//! still answer from its knowledge base when a model is saturated.
+//! [`Engine`] is the seam. Retrieval needs no model and shares nothing with one, so the bot still
+//! answers from its knowledge base when a model is saturated.
 
 mod retrieval;
 
-pub use self::retrieval::Retrieval;
-use crate::knowledge::Hit;
+use std::{fmt, pin::Pin, sync::Arc};
 
-/// A question to an engine.
-#[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
-    /// The question.
-    pub text: &'a str,
-    /// Its primary language, where the caller says so.
-    pub language: Option<&'a str>,
+use futures_util::Stream;
+
+pub use self::retrieval::Retrieval;
+use crate::{
+    domain::{EngineKind, FailureReason, FinishReason, RequestId, Source, Usage},
+    knowledge,
+};
+
+/// Something that answers questions.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// Answers: the pieces of the text as they come, then [`Piece::End`], or an error and nothing
+    /// more. What is ready is given at once, without waiting in between. Dropping the stream stops
+    /// the work, here and wherever else it is done.
+    fn answer(&self, question: Question) -> Pieces;
 }
 
-/// What an engine says.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// The answer, or a sentence that says that there is none.
+/// An answer while it is made.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Piece, Error>> + Send>>;
+
+/// A question to an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The request that asks, for those that have to tell requests apart.
+    pub request: RequestId,
+    /// The question.
     pub text: String,
-    /// Whether it is an answer.
+    /// Its primary language, where the caller says so.
+    pub language: Option<String>,
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    /// The next piece of the text.
+    Text(String),
+    /// The answer is complete.
+    End(End),
+}
+
+/// What there is to say about an answer, besides its text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct End {
+    /// Whether the text is an answer, or a sentence that says that there is none.
     pub answered: bool,
     /// How likely it is right, 0 to 1.
     pub confidence: f64,
     /// What it rests on, best first; the near misses where there is no answer.
-    pub sources: Vec<Hit>,
+    pub sources: Vec<Source>,
+    /// What a model used.
+    pub usage: Option<Usage>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The search failed.
+    #[error(transparent)]
+    Knowledge(#[from] knowledge::Error),
+    /// The model cannot be had.
+    #[error("the model is not available: {0}")]
+    Unavailable(String),
+    /// The model's answer broke off.
+    #[error("the model's answer broke off: {0}")]
+    Truncated(String),
+}
+
+impl Error {
+    /// What the turn is told to have failed for.
+    pub fn reason(&self) -> FailureReason {
+        match self {
+            Self::Knowledge(_) => FailureReason::Internal,
+            Self::Unavailable(_) => FailureReason::UpstreamUnavailable,
+            Self::Truncated(_) => FailureReason::UpstreamTruncated,
+        }
+    }
+}
+
+/// The engines that a server offers.
+#[derive(Debug, Clone)]
+pub struct Engines {
+    /// What answers a request that does not choose; one of those below.
+    pub default: EngineKind,
+    /// The knowledge base alone.
+    pub retrieval: Arc<dyn Engine>,
+    /// A model alone.
+    pub generative: Option<Arc<dyn Engine>>,
+    /// A model, grounded in the knowledge base.
+    pub augmented: Option<Arc<dyn Engine>>,
+}
+
+impl Engines {
+    /// The engine of this kind, if it is offered.
+    pub fn get(&self, kind: EngineKind) -> Option<&Arc<dyn Engine>> {
+        match kind {
+            EngineKind::Retrieval => Some(&self.retrieval),
+            EngineKind::Generative => self.generative.as_ref(),
+            EngineKind::Augmented => self.augmented.as_ref(),
+        }
+    }
 }

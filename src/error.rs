@@ -14,8 +14,6 @@ pub enum Kind {
     Unauthenticated,
     /// The credential is valid and does not allow it.
     Denied,
-    /// This version does not do it.
-    Unimplemented,
     /// There is no such thing, or it is somebody else's.
     NotFound,
     /// The same request was made before, with another payload.
@@ -30,6 +28,14 @@ pub enum Kind {
     Deadline,
     /// The server, or this connection of it, is going away; another one can do it.
     Draining,
+    /// The turn broke off, and what was shown of it cannot be continued.
+    Interrupted,
+    /// The turn took longer than turns may.
+    TurnTimeout,
+    /// The model cannot be reached.
+    UpstreamUnavailable,
+    /// The model's answer broke off.
+    UpstreamTruncated,
     /// Something that the server depends on is down for now.
     DependencyDown,
     /// A fault of the server.
@@ -38,11 +44,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Denied,
-        Self::Unimplemented,
         Self::NotFound,
         Self::Conflict,
         Self::Busy,
@@ -50,6 +55,10 @@ impl Kind {
         Self::Overloaded,
         Self::Deadline,
         Self::Draining,
+        Self::Interrupted,
+        Self::TurnTimeout,
+        Self::UpstreamUnavailable,
+        Self::UpstreamTruncated,
         Self::DependencyDown,
         Self::Internal,
     ];

@@ -6,9 +6,10 @@
 //!
 //! | floor | modules | what they are for |
 //! |---|---|---|
-//! | 9 | [`cli`] | the commands of the binary |
-//! | 8 | [`app`] | puts everything together, and takes it down again |
-//! | 7 | [`rpc`] | the contract: requests in, messages and statuses out |
+//! | 10 | [`cli`] | the commands of the binary |
+//! | 9 | [`app`] | puts everything together, and takes it down again |
+//! | 8 | [`rpc`] | the contract: requests in, messages and statuses out |
+//! | 7 | [`turn`] | one request and its answer, from the claim of its id to its last event |
 //! | 6 | [`engine`] | how a question becomes an answer |
 //! | 5 | [`knowledge`] | what the bot knows, and the search for it |
 //! | 4 | [`store`], [`net`], [`auth`] | the log; descriptors, listeners, connections; credentials |
@@ -34,3 +35,4 @@ pub mod pb;
 pub mod rpc;
 pub mod store;
 pub mod telemetry;
+pub mod turn;

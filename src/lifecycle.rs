@@ -15,7 +15,10 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
@@ -39,6 +42,8 @@ struct Inner {
     /// Tasks that those rely on; they end after them.
     support: TaskTracker,
     crash: OnceLock<&'static str>,
+    /// When `closing` will be cancelled at the latest; set before `draining` is cancelled.
+    end: OnceLock<Instant>,
 }
 
 /// How long the parts of a stop may take.
@@ -77,6 +82,12 @@ impl Lifecycle {
     /// The hard token: cancelled when what is left must be dropped.
     pub fn closing(&self) -> &CancellationToken {
         &self.0.closing
+    }
+
+    /// How long a drain that has begun lasts at most; nothing before it has.
+    pub fn time_left(&self) -> Option<Duration> {
+        let end = self.0.end.get()?;
+        Some(end.saturating_duration_since(Instant::now()))
     }
 
     /// The name of the task whose death began the stop, if one did.
@@ -172,6 +183,7 @@ impl Lifecycle {
         let Inner { draining, closing, services, support, .. } = &*self.0;
         let _ = tokio::time::timeout(timeline.delay, draining.cancelled()).await;
         info!(grace_seconds = timeline.grace.as_secs_f64(), "draining");
+        let _ = self.0.end.set(Instant::now() + timeline.grace);
         draining.cancel();
         services.close();
         tokio::select! {

@@ -6,7 +6,10 @@
 mod ask;
 mod authenticate;
 mod bounds;
+mod cancel_turn;
+mod chat;
 mod convert;
+mod converse;
 mod observe;
 mod rank_answers;
 mod rescue;
@@ -18,19 +21,22 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use crate::{
-    auth::{Authenticator, Refusal, Scope},
+    auth::{Authenticator, Principal, Refusal, Scope},
     config,
-    engine::Retrieval,
+    domain::{FailureReason, RequestId},
     error::{Kind, Violation},
     health,
     knowledge::{self, Knowledge},
+    net::Ending,
     pb::{self, chatbot::v1 as proto},
     store::{self, KnowledgeLog},
     telemetry::CallSpans,
+    turn::{self, Turns},
 };
 use proto::chatbot_server::{self, ChatbotServer};
 
@@ -40,14 +46,18 @@ pub const MESSAGE_BYTES: usize = 256 * 1024;
 /// What the RPCs need.
 #[derive(Debug)]
 pub struct Chatbot {
-    /// The engine that answers.
-    pub retrieval: Retrieval,
+    /// The turns of all conversations.
+    pub turns: Turns,
     /// The knowledge base, for ranking and to wait for what was taught.
     pub knowledge: Knowledge,
     /// The log that `Teach` writes.
     pub store: Arc<dyn KnowledgeLog>,
     /// Limits on requests.
     pub limits: config::Limits,
+    /// Time for the first message of a stream that may be silent later.
+    pub join_timeout: Duration,
+    /// One permit for each `Converse` stream.
+    pub joined_streams: Arc<Semaphore>,
 }
 
 /// What every call on the main port goes through.
@@ -112,9 +122,6 @@ enum Error {
     /// The credential is valid and does not allow it.
     #[error("the credential does not have the scope {}", .0.name())]
     Scope(Scope),
-    /// This version does not do it.
-    #[error("{0}")]
-    Unimplemented(&'static str),
     /// The caller's deadline is over.
     #[error("the deadline that the caller has set is over")]
     Deadline,
@@ -127,10 +134,49 @@ enum Error {
     /// The connection ends.
     #[error("this connection ends, try again on another one")]
     Leaving,
+    /// As many streams as may be are open.
+    #[error("limits.joined_streams are open here, try again or at another replica")]
+    Full,
+    /// The request's id was used for another request.
+    #[error("the request_id was used for another request: make a new one for each request")]
+    Reused(RequestId),
+    /// The turn has failed.
+    #[error("{}", failed(*.0))]
+    TurnFailed(FailureReason),
     #[error(transparent)]
     Knowledge(#[from] knowledge::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error(transparent)]
+    Turn(#[from] turn::Error),
+}
+
+/// Why a turn has failed, for its caller.
+fn failed(reason: FailureReason) -> &'static str {
+    match reason {
+        FailureReason::Interrupted => {
+            "the answer broke off because its server went away: ask again, with a new request_id"
+        }
+        FailureReason::Timeout => "the turn took longer than engine.max_turn_time",
+        FailureReason::UpstreamUnavailable => {
+            "the model is not available: ask again later, with a new request_id"
+        }
+        FailureReason::UpstreamTruncated => {
+            "the model's answer broke off: ask again, with a new request_id"
+        }
+        FailureReason::Internal => "internal error, see the server's log",
+    }
+}
+
+/// The kind of a failed turn.
+fn failure_kind(reason: FailureReason) -> Kind {
+    match reason {
+        FailureReason::Interrupted => Kind::Interrupted,
+        FailureReason::Timeout => Kind::TurnTimeout,
+        FailureReason::UpstreamUnavailable => Kind::UpstreamUnavailable,
+        FailureReason::UpstreamTruncated => Kind::UpstreamTruncated,
+        FailureReason::Internal => Kind::Internal,
+    }
 }
 
 impl Error {
@@ -142,15 +188,21 @@ impl Error {
             Self::Deadline | Self::NotReceived(_) => Kind::Deadline,
             Self::Panicked => Kind::Internal,
             Self::Leaving => Kind::Draining,
-            Self::Unimplemented(_) => Kind::Unimplemented,
+            Self::Full => Kind::Overloaded,
+            Self::Reused(_) => Kind::Conflict,
+            Self::TurnFailed(reason) => failure_kind(*reason),
+            Self::Turn(error) => error.kind(),
             Self::Knowledge(error) => error.kind(),
             Self::Store(error) => error.kind(),
         }
     }
 }
 
-const NO_CONVERSATIONS: &str =
-    "this version keeps no conversations: use Ask, without a conversation_id";
+/// Who calls. Every call has come through `authenticate`.
+fn principal<T>(request: &Request<T>) -> Result<String, Error> {
+    let principal = request.extensions().get::<Principal>();
+    principal.map(|principal| principal.name.clone()).ok_or(Error::Credential(Refusal::Missing))
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -160,7 +212,8 @@ impl chatbot_server::Chatbot for Chatbot {
         &self,
         request: Request<proto::AskRequest>,
     ) -> Result<Response<proto::AskResponse>, Status> {
-        Ok(Response::new(self.answer(&request.into_inner())?))
+        let principal = principal(&request)?;
+        Ok(Response::new(self.answer(&principal, request.into_inner()).await?))
     }
 
     type RankAnswersStream = Answers<proto::RankAnswersResponse>;
@@ -184,24 +237,30 @@ impl chatbot_server::Chatbot for Chatbot {
 
     async fn chat(
         &self,
-        _: Request<proto::ChatRequest>,
+        request: Request<proto::ChatRequest>,
     ) -> Result<Response<Self::ChatStream>, Status> {
-        Err(Error::Unimplemented(NO_CONVERSATIONS).into())
+        let principal = principal(&request)?;
+        let events = self.chat(&principal, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(events)))
     }
 
     type ConverseStream = Answers<proto::ConverseResponse>;
 
     async fn converse(
         &self,
-        _: Request<Streaming<proto::ConverseRequest>>,
+        request: Request<Streaming<proto::ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
-        Err(Error::Unimplemented(NO_CONVERSATIONS).into())
+        let principal = principal(&request)?;
+        let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
+        let events = self.join(principal, ending, request.into_inner())?;
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn cancel_turn(
         &self,
-        _: Request<proto::CancelTurnRequest>,
+        request: Request<proto::CancelTurnRequest>,
     ) -> Result<Response<proto::CancelTurnResponse>, Status> {
-        Err(Error::Unimplemented(NO_CONVERSATIONS).into())
+        let principal = principal(&request)?;
+        Ok(Response::new(self.stop(&principal, request.get_ref()).await?))
     }
 }

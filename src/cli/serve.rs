@@ -52,7 +52,10 @@ fn serve(
         let _context = runtime.enter();
         Telemetry::set_up(&config.telemetry)?
     };
-    let options = app::Options { set_aside_damaged_store: options.set_aside_damaged_store };
+    let options = app::Options {
+        set_aside_damaged_store: options.set_aside_damaged_store,
+        ..app::Options::default()
+    };
     let filter = telemetry.log_filter();
     let outcome = runtime.block_on(live(sources, config, settings, filter, options));
     if let Err(error) = &outcome {

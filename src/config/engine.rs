@@ -1,5 +1,7 @@
 //! `engine`: how answers are made.
 
+use std::time::Duration;
+
 use super::settings::Settings;
 
 /// How answers are made.
@@ -7,6 +9,8 @@ use super::settings::Settings;
 pub struct Engine {
     /// What answers a request that does not choose.
     pub default: DefaultEngine,
+    /// How long a turn may take at most.
+    pub max_turn_time: Duration,
 }
 
 /// The engines of this version.
@@ -25,6 +29,10 @@ impl Engine {
                 format!("must be \"retrieval\", the only engine of this version, is {default:?}"),
             );
         }
-        Self { default: DefaultEngine::Retrieval }
+        let max_turn_time = settings.take("engine.max_turn_time", Duration::from_mins(2));
+        if max_turn_time.is_zero() {
+            settings.problem("engine.max_turn_time", "must be longer than nothing");
+        }
+        Self { default: DefaultEngine::Retrieval, max_turn_time }
     }
 }

@@ -12,6 +12,8 @@ const QUERY_BYTES_CEILING: u64 = 128 * 1024;
 pub struct Limits {
     /// Most bytes of a query.
     pub query_bytes: usize,
+    /// Most `Converse` streams at a time.
+    pub joined_streams: usize,
 }
 
 impl Limits {
@@ -20,6 +22,11 @@ impl Limits {
         if !(1..=QUERY_BYTES_CEILING).contains(&query_bytes) {
             settings.problem("limits.query_bytes", "must be between 1B and 128KiB");
         }
-        Self { query_bytes: usize::try_from(query_bytes).unwrap_or(usize::MAX) }
+        let joined_streams: u32 = settings.take("limits.joined_streams", 10_000);
+        if joined_streams == 0 {
+            settings.problem("limits.joined_streams", "must be at least 1");
+        }
+        let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self { query_bytes: number(query_bytes), joined_streams: number(joined_streams.into()) }
     }
 }

@@ -1,7 +1,12 @@
 //! Retrieval: the best entry's answer, word for word, or an honest "I do not know".
 
-use super::{Answer, Question};
-use crate::knowledge::{Error, Knowledge, Query};
+use futures_util::stream;
+
+use super::{End, Engine, Error, Piece, Pieces, Question};
+use crate::{
+    domain::{FinishReason, Source},
+    knowledge::{self, Hit, Knowledge, Query},
+};
 
 /// Near misses that are told where there is no answer.
 const NEAR_MISSES: usize = 3;
@@ -19,34 +24,61 @@ impl Retrieval {
         Self { knowledge, min_confidence }
     }
 
-    /// The best answer.
-    pub fn answer(&self, question: Question<'_>) -> Result<Answer, Error> {
+    fn best(&self, question: &Question) -> Result<(String, End), knowledge::Error> {
         let query = Query {
-            text: question.text,
-            language: question.language,
+            text: &question.text,
+            language: question.language.as_deref(),
             excluded: &[],
             most: NEAR_MISSES,
         };
         let mut hits = self.knowledge.search(&query)?;
         let confidence = hits.first().map_or(0.0, |hit| hit.confidence);
-        if hits.is_empty() || confidence < self.min_confidence {
-            let text = unknown(question).to_owned();
-            return Ok(Answer { text, answered: false, confidence, sources: hits });
-        }
-        hits.truncate(1);
-        let text = hits[0].entry.answer.clone();
-        Ok(Answer { text, answered: true, confidence, sources: hits })
+        let answered = !hits.is_empty() && confidence >= self.min_confidence;
+        let text = if answered {
+            hits.truncate(1);
+            hits[0].entry.answer.clone()
+        } else {
+            unknown(question).to_owned()
+        };
+        let sources = hits.into_iter().map(source).collect();
+        let finish = FinishReason::Stop;
+        Ok((text, End { answered, confidence, sources, usage: None, finish }))
+    }
+}
+
+impl Engine for Retrieval {
+    fn answer(&self, question: Question) -> Pieces {
+        let pieces = match self.best(&question) {
+            // By words, as a model would: what is shown at once is decided where turns are run.
+            Ok((text, end)) => text
+                .split_inclusive(char::is_whitespace)
+                .map(|word| Ok(Piece::Text(word.to_owned())))
+                .chain([Ok(Piece::End(end))])
+                .collect(),
+            Err(error) => vec![Err(Error::Knowledge(error))],
+        };
+        Box::pin(stream::iter(pieces))
+    }
+}
+
+fn source(hit: Hit) -> Source {
+    Source {
+        answer_id: hit.entry.answer_id,
+        score: hit.score,
+        title: hit.entry.questions.into_iter().next().unwrap_or_default(),
     }
 }
 
 /// "I do not know", in the caller's language, else in that of the question's script.
-fn unknown(question: Question<'_>) -> &'static str {
+fn unknown(question: &Question) -> &'static str {
     let hangul = |text: &str| {
         text.chars()
             .any(|character| matches!(character, '\u{1100}'..='\u{11FF}' | '\u{AC00}'..='\u{D7A3}'))
     };
-    let korean =
-        question.language.map_or_else(|| hangul(question.text), |language| language == "ko");
+    let korean = match &question.language {
+        Some(language) => language == "ko",
+        None => hangul(&question.text),
+    };
     if korean {
         "그 질문에 대한 답은 아직 모릅니다. 다르게 물어봐 주시겠어요?"
     } else {
@@ -56,8 +88,16 @@ fn unknown(question: Question<'_>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use uuid::Uuid;
+
     use super::*;
-    use crate::knowledge::Base;
+    use crate::{domain::RequestId, knowledge::Base};
+
+    struct Answer {
+        text: String,
+        end: End,
+    }
 
     fn engine(min_confidence: f64) -> Retrieval {
         let entries = Base::Sample.load().expect("the sample");
@@ -65,7 +105,20 @@ mod tests {
     }
 
     fn ask(engine: &Retrieval, text: &str, language: Option<&str>) -> Answer {
-        engine.answer(Question { text, language }).expect("a search")
+        let question = Question {
+            request: RequestId(Uuid::new_v4()),
+            text: text.to_owned(),
+            language: language.map(str::to_owned),
+        };
+        let pieces = engine.answer(question).collect::<Vec<_>>().now_or_never();
+        let mut text = String::new();
+        for piece in pieces.expect("all of it is ready") {
+            match piece.expect("a search") {
+                Piece::Text(more) => text.push_str(&more),
+                Piece::End(end) => return Answer { text, end },
+            }
+        }
+        panic!("no end");
     }
 
     #[test]
@@ -76,9 +129,12 @@ mod tests {
             "gRPC 서버에서 too many open files 에러가 나요",
         ] {
             let answer = ask(&engine, known, None);
-            assert!(answer.answered, "{known}: {answer:?}");
-            assert_eq!(answer.sources.len(), 1);
-            assert_eq!(answer.text, answer.sources[0].entry.answer);
+            assert!(answer.end.answered, "{known}: {:?}", answer.end);
+            assert_eq!(answer.end.sources.len(), 1);
+            let entries = Base::Sample.load().expect("the sample");
+            let id = answer.end.sources[0].answer_id;
+            let entry = entries.iter().find(|entry| entry.answer_id == id).expect("the entry");
+            assert_eq!(answer.text, entry.answer);
         }
         for unknown in [
             "What is the best pizza in Naples?",
@@ -89,7 +145,7 @@ mod tests {
             "Who won the world cup in 2002?",
         ] {
             let answer = ask(&engine, unknown, None);
-            assert!(!answer.answered, "{unknown}: {answer:?}");
+            assert!(!answer.end.answered, "{unknown}: {:?}", answer.end);
         }
     }
 
@@ -103,11 +159,11 @@ mod tests {
         };
         let engine = Retrieval::new(Knowledge::of_entries(&[entry]).expect("an index"), 0.5);
         for asked in ["Where is the red bicycle?", "red bicycle", "where's my red bicycle"] {
-            assert!(ask(&engine, asked, None).answered, "{asked}");
+            assert!(ask(&engine, asked, None).end.answered, "{asked}");
         }
         for unknown in ["Where is the blue car?", "빨간 자전거 어디 있어?", "bicycle race results"]
         {
-            assert!(!ask(&engine, unknown, None).answered, "{unknown}");
+            assert!(!ask(&engine, unknown, None).end.answered, "{unknown}");
         }
     }
 
@@ -123,9 +179,9 @@ mod tests {
     #[test]
     fn the_threshold_decides() {
         let question = "too many open files";
-        assert!(ask(&engine(0.0), question, None).answered);
+        assert!(ask(&engine(0.0), question, None).end.answered);
         let refused = ask(&engine(1.1), question, None);
-        assert!(!refused.answered);
-        assert!(!refused.sources.is_empty(), "near misses are told");
+        assert!(!refused.end.answered);
+        assert!(!refused.end.sources.is_empty(), "near misses are told");
     }
 }

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -29,10 +29,30 @@ use super::{
 };
 use crate::{lifecycle::Lifecycle, pb};
 
-/// Handed to every call as a request extension: cancelled when its connection ends and the call has
-/// to say goodbye.
-#[derive(Debug, Clone)]
-pub struct Ending(pub CancellationToken);
+/// How the call's connection ends; handed to every call as a request extension.
+#[derive(Debug, Clone, Default)]
+pub struct Ending {
+    /// Cancelled when the call has to say goodbye.
+    pub now: CancellationToken,
+    soon: CancellationToken,
+    /// Set before `soon` is cancelled.
+    end: Arc<OnceLock<tokio::time::Instant>>,
+}
+
+impl Ending {
+    /// Ends when the connection begins to leave: how long the call has until it must say goodbye.
+    pub async fn announced(&self) -> Duration {
+        self.soon.cancelled().await;
+        let end = self.end.get().copied().unwrap_or_else(tokio::time::Instant::now);
+        end.saturating_duration_since(tokio::time::Instant::now())
+    }
+
+    /// Tells the calls that the connection leaves, and how long they have.
+    pub(super) fn announce(&self, time_left: Duration) {
+        let _ = self.end.set(tokio::time::Instant::now() + time_left);
+        self.soon.cancel();
+    }
+}
 
 /// What all calls of one connection share.
 #[derive(Debug)]
@@ -40,7 +60,7 @@ pub(super) struct Calls {
     pub(super) life: Lifecycle,
     pub(super) activity: Arc<Activity>,
     pub(super) heard: Arc<Heard>,
-    pub(super) ending: CancellationToken,
+    pub(super) ending: Ending,
     pub(super) stall_timeout: Duration,
     /// The call that `call` has just begun and `execute` is about to run: hyper does one right after
     /// the other.
@@ -92,7 +112,7 @@ impl Calls {
         heard: Arc<Heard>,
         stall_timeout: Duration,
     ) -> Self {
-        let (ending, begun) = (CancellationToken::new(), Mutex::default());
+        let (ending, begun) = (Ending::default(), Mutex::default());
         Self { life, activity, heard, ending, stall_timeout, begun }
     }
 

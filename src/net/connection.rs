@@ -23,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    call::{Calls, Ending, Executor, Service},
+    call::{Calls, Executor, Service},
     governor::Activity,
     wire::{Heard, Wire},
 };
@@ -109,10 +109,11 @@ where
 {
     let Terms { limits, http1, life } = terms;
     let (draining, closing) = (life.draining().clone(), life.closing().clone());
+    let drain = life.clone();
     let heard = Arc::new(Heard::default());
     let calls =
         Arc::new(Calls::new(life, Arc::clone(&activity), Arc::clone(&heard), limits.stall_timeout));
-    extensions.insert(Ending(calls.ending.clone()));
+    extensions.insert(calls.ending.clone());
     let builder = builder(&calls, &limits, http1);
     let service = Service { routes, calls: Arc::clone(&calls), extensions };
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
@@ -142,11 +143,12 @@ where
     // Leaving. A call may have crossed the GOAWAY, so even an idle connection has a grace; but one
     // without a call, such as that of a peer which answers nothing, is not waited for.
     connection.as_mut().graceful_shutdown();
-    let grace = match reason {
+    let (grace, announced) = match reason {
         // The lifecycle ends this grace, for all connections together.
-        Reason::Drain => Duration::MAX,
-        _ => limits.age_grace,
+        Reason::Drain => (Duration::MAX, drain.time_left().unwrap_or_default()),
+        _ => (limits.age_grace, limits.age_grace),
     };
+    calls.ending.announce(announced);
     tokio::select! {
         biased;
         _ = connection.as_mut() => return reason,
@@ -156,7 +158,7 @@ where
     }
 
     // Saying goodbye.
-    calls.ending.cancel();
+    calls.ending.now.cancel();
     tokio::select! {
         biased;
         _ = connection.as_mut() => {}

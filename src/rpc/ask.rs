@@ -1,24 +1,32 @@
 //! `Ask`: the best answer in one message.
 
-use super::{Chatbot, Error, NO_CONVERSATIONS, convert, proto};
-use crate::engine::Question;
+use super::{Chatbot, Error, chat::Asked, convert, proto};
+use crate::{domain::EventBody, store::TurnOptions};
 
 impl Chatbot {
-    pub(super) fn answer(&self, request: &proto::AskRequest) -> Result<proto::AskResponse, Error> {
+    pub(super) async fn answer(
+        &self,
+        principal: &str,
+        request: proto::AskRequest,
+    ) -> Result<proto::AskResponse, Error> {
         let mut check = convert::Check::default();
         check.query("query", &request.query, self.limits.query_bytes);
         let request_id = check.optional_request_id("request_id", &request.request_id);
-        check.engine("engine", request.engine);
+        let conversation = check.conversation_id("conversation_id", &request.conversation_id);
+        let engine = check.engine("engine", request.engine, &self.turns);
         let language = check.language("language_code", &request.language_code);
         check.finish()?;
-        if !request.conversation_id.is_empty() {
-            return Err(Error::Unimplemented(NO_CONVERSATIONS));
+        let options = TurnOptions { engine, language };
+        let asked = Asked { conversation, request_id, text: request.query, options };
+        let (key, mut events) = self.begin(principal, asked, None).await?;
+        while events.next().await?.is_some() {}
+        match events.outcome() {
+            Some(EventBody::Completed(completion)) => Ok(proto::AskResponse {
+                conversation_id: key.id().to_string(),
+                answer: Some(convert::turn_completed(request_id.to_string(), completion.clone())),
+            }),
+            Some(EventBody::Failed(failure)) => Err(Error::TurnFailed(failure.reason)),
+            _ => Err(Error::Panicked),
         }
-        let question = Question { text: &request.query, language: language.as_deref() };
-        let answer = self.retrieval.answer(question)?;
-        Ok(proto::AskResponse {
-            conversation_id: String::new(),
-            answer: Some(convert::turn_completed(request_id.to_string(), answer)),
-        })
     }
 }

@@ -2,12 +2,20 @@
 
 use uuid::{Uuid, Version};
 
-use super::{Error, proto};
+use super::{
+    Error,
+    proto::{self, event::Event as Body},
+    status,
+};
 use crate::{
-    domain::{AnswerId, Change, Entry, primary_language, text_violation},
-    engine::Answer,
+    domain::{
+        AnswerId, Change, Completion, ConversationId, EngineKind, Entry, Event, EventBody,
+        FinishReason, Position, RequestId, Source, primary_language, shown, text_violation,
+    },
     error::Violation,
     knowledge::Hit,
+    store,
+    turn::Turns,
 };
 
 /// Collects what is wrong with a request, so that one answer tells all of it.
@@ -30,33 +38,73 @@ impl Check {
         })
     }
 
+    /// The id of the request.
+    pub(super) fn request_id(&mut self, field: &str, id: &str) -> RequestId {
+        RequestId(self.uuid(field, id, ""))
+    }
+
     /// The id of the request; a new one where the caller gives none.
-    pub(super) fn optional_request_id(&mut self, field: &str, id: &str) -> Uuid {
+    pub(super) fn optional_request_id(&mut self, field: &str, id: &str) -> RequestId {
         if id.is_empty() {
-            return Uuid::new_v4();
+            return RequestId(Uuid::new_v4());
         }
+        RequestId(self.uuid(field, id, ", or empty"))
+    }
+
+    fn uuid(&mut self, field: &str, id: &str, or: &str) -> Uuid {
         match Uuid::try_parse(id) {
             // Other spellings of a UUID would be other requests to a log.
             Ok(uuid) if id.len() == 36 && uuid.get_version() == Some(Version::Random) => uuid,
             _ => {
-                let what = "must be a UUID of version 4 such as \
-                            \"0b8e4c8e-6d3a-4c36-9d1c-2f1f0a3d5e77\", or empty";
+                let what = format!(
+                    "must be a UUID of version 4 such as \
+                     \"0b8e4c8e-6d3a-4c36-9d1c-2f1f0a3d5e77\"{or}, is {}",
+                    shown(id)
+                );
                 self.found(Violation::new(field, what));
                 Uuid::nil()
             }
         }
     }
 
-    /// Which engine is wanted; this version has one.
-    pub(super) fn engine(&mut self, field: &str, number: i32) {
-        match proto::Engine::try_from(number) {
-            Ok(proto::Engine::Unspecified | proto::Engine::Retrieval) => {}
-            Ok(other) => self.found(Violation::new(
-                field,
-                format!("{} is not offered here, ENGINE_RETRIEVAL is", other.as_str_name()),
-            )),
-            Err(_) => self.found(Violation::new(field, format!("{number} is no engine"))),
+    /// The id of a conversation, as the server has given it; `None` where the caller gives none.
+    pub(super) fn conversation_id(&mut self, field: &str, id: &str) -> Option<ConversationId> {
+        if id.is_empty() {
+            return None;
         }
+        match Uuid::try_parse(id) {
+            Ok(uuid) if id.len() == 36 => Some(ConversationId(uuid)),
+            _ => {
+                let what = format!("must be an id that the server has given, is {}", shown(id));
+                self.found(Violation::new(field, what));
+                None
+            }
+        }
+    }
+
+    /// Which engine is wanted, if `turns` offer it; `None`: the server's default.
+    pub(super) fn engine(
+        &mut self,
+        field: &str,
+        number: i32,
+        turns: &Turns,
+    ) -> Option<EngineKind> {
+        let (wanted, kind) = match proto::Engine::try_from(number) {
+            Ok(proto::Engine::Unspecified) => return None,
+            Ok(wanted @ proto::Engine::Retrieval) => (wanted, EngineKind::Retrieval),
+            Ok(wanted @ proto::Engine::Generative) => (wanted, EngineKind::Generative),
+            Ok(wanted @ proto::Engine::RetrievalAugmented) => (wanted, EngineKind::Augmented),
+            Err(_) => {
+                self.found(Violation::new(field, format!("{number} is no engine")));
+                return None;
+            }
+        };
+        if !turns.offers(kind) {
+            let what =
+                format!("{} is not offered here, ENGINE_RETRIEVAL is", wanted.as_str_name());
+            self.found(Violation::new(field, what));
+        }
+        Some(kind)
     }
 
     pub(super) fn finish(self) -> Result<(), Error> {
@@ -99,23 +147,73 @@ pub(super) fn ranked_answer(hit: Hit) -> proto::RankAnswersResponse {
     }
 }
 
-pub(super) fn turn_completed(turn_id: String, answer: Answer) -> proto::TurnCompleted {
-    proto::TurnCompleted {
-        turn_id,
-        text: answer.text,
-        answered: answer.answered,
-        confidence: answer.confidence,
-        sources: answer.sources.into_iter().map(source).collect(),
-        usage: None,
-        finish_reason: proto::FinishReason::Stop.into(),
+/// A position that a client has from us; one that cannot be read was never given by anybody.
+pub(super) fn position(token: &str) -> Result<Option<Position>, Error> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let position = token.parse().map_err(|_| store::Error::PositionUnknown)?;
+    Ok(Some(position))
+}
+
+/// An event of a conversation, for its readers.
+pub(super) fn event(conversation: ConversationId, event: Event) -> proto::Event {
+    let turn = event.turn.map(|turn| turn.to_string()).unwrap_or_default();
+    let body = match event.body {
+        EventBody::Posted(message) => Body::MessagePosted(proto::MessagePosted {
+            participant_id: message.participant,
+            text: message.text,
+            request_id: message.request.to_string(),
+        }),
+        EventBody::Delta(text) => Body::TextDelta(text),
+        EventBody::Completed(completion) => {
+            Body::TurnCompleted(turn_completed(turn.clone(), completion))
+        }
+        EventBody::Failed(failure) => {
+            let (code, reason) = status::code(super::failure_kind(failure.reason));
+            Body::TurnFailed(proto::TurnFailed {
+                code: code.into(),
+                reason: reason.to_owned(),
+                partial_text: failure.partial_text,
+            })
+        }
+    };
+    proto::Event {
+        sequence_number: i64::try_from(event.position.sequence.0).unwrap_or(i64::MAX),
+        resume_token: event.position.to_string(),
+        turn_id: turn,
+        create_time: Some(event.time.into()),
+        conversation_id: conversation.to_string(),
+        event: Some(body),
     }
 }
 
-fn source(hit: Hit) -> proto::Source {
+pub(super) fn turn_completed(turn_id: String, completion: Completion) -> proto::TurnCompleted {
+    let finish_reason = match completion.finish {
+        FinishReason::Stop => proto::FinishReason::Stop,
+        FinishReason::MaxTokens => proto::FinishReason::MaxTokens,
+        FinishReason::ContentFilter => proto::FinishReason::ContentFilter,
+        FinishReason::Cancelled => proto::FinishReason::Cancelled,
+    };
+    proto::TurnCompleted {
+        turn_id,
+        text: completion.text,
+        answered: completion.answered,
+        confidence: completion.confidence,
+        sources: completion.sources.into_iter().map(source).collect(),
+        usage: completion.usage.map(|usage| proto::Usage {
+            input_tokens: usage.input_tokens.into(),
+            output_tokens: usage.output_tokens.into(),
+        }),
+        finish_reason: finish_reason.into(),
+    }
+}
+
+fn source(source: Source) -> proto::Source {
     proto::Source {
-        answer_id: hit.entry.answer_id.0,
-        score: hit.score,
-        title: hit.entry.questions.into_iter().next().unwrap_or_default(),
+        answer_id: source.answer_id.0,
+        score: source.score,
+        title: source.title,
     }
 }
 

@@ -10,18 +10,17 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::{error, warn};
 
 use super::Error;
-use crate::{error::Kind, knowledge, pb};
+use crate::{error::Kind, knowledge, pb, turn};
 
 /// When to try again what failed for a reason that passes.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The code and the reason of a kind.
-fn code(kind: Kind) -> (Code, &'static str) {
+pub(super) fn code(kind: Kind) -> (Code, &'static str) {
     match kind {
         Kind::Invalid => (Code::InvalidArgument, "FIELD_INVALID"),
         Kind::Unauthenticated => (Code::Unauthenticated, "CREDENTIAL_MISSING"),
         Kind::Denied => (Code::PermissionDenied, "SCOPE_MISSING"),
-        Kind::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED"),
         Kind::NotFound => (Code::NotFound, "CONVERSATION_NOT_FOUND"),
         Kind::Conflict => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
         Kind::Busy => (Code::Aborted, "TURN_IN_PROGRESS"),
@@ -29,6 +28,10 @@ fn code(kind: Kind) -> (Code, &'static str) {
         Kind::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
         Kind::Deadline => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Kind::Draining => (Code::Unavailable, "DRAINING"),
+        Kind::Interrupted => (Code::Unavailable, "INTERRUPTED"),
+        Kind::TurnTimeout => (Code::DeadlineExceeded, "TURN_TIMEOUT"),
+        Kind::UpstreamUnavailable => (Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
+        Kind::UpstreamTruncated => (Code::Unavailable, "UPSTREAM_TRUNCATED"),
         Kind::DependencyDown => (Code::Unavailable, "LOG_UNAVAILABLE"),
         Kind::Internal => (Code::Internal, "INTERNAL"),
     }
@@ -54,12 +57,19 @@ impl From<Error> for Status {
             Error::Timeout
             | Error::Credential(_)
             | Error::Scope(_)
-            | Error::Unimplemented(_)
             | Error::Deadline
             | Error::NotReceived(_)
             | Error::Leaving
+            | Error::Full
+            | Error::TurnFailed(_)
             | Error::Knowledge(knowledge::Error::Behind(_)) => error.to_string(),
-            Error::Panicked | Error::Knowledge(_) | Error::Store(_) => {
+            Error::Reused(turn) | Error::Turn(turn::Error::InProgress(turn)) => {
+                let turn = ("turn_id".to_owned(), turn.to_string());
+                details = ErrorDetails::with_error_info(reason, pb::CHATBOT_SERVICE, [turn]);
+                error.to_string()
+            }
+            Error::Turn(_) if told(kind) => error.to_string(),
+            Error::Panicked | Error::Knowledge(_) | Error::Store(_) | Error::Turn(_) => {
                 let cause = causes(&error);
                 if kind == Kind::Internal {
                     error!(cause, "call failed");
@@ -70,11 +80,16 @@ impl From<Error> for Status {
                 }
             }
         };
-        if code == Code::Unavailable {
+        if matches!(code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted) {
             details.set_retry_info(Some(RETRY));
         }
         Self::with_error_details(code, message, details)
     }
+}
+
+/// Whether an error of this kind is about what the caller has sent, and says nothing of the server.
+fn told(kind: Kind) -> bool {
+    matches!(kind, Kind::NotFound | Kind::PositionLost | Kind::Draining | Kind::Invalid)
 }
 
 /// A response of nothing but a status.

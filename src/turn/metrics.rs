@@ -1,0 +1,93 @@
+//! What is counted about turns.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::domain::{EventBody, FailureReason, FinishReason};
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    /// Turns that run on this replica.
+    pub(super) running: Gauge,
+    /// Turns whose owner was gone.
+    pub(super) takeovers: Counter,
+    /// Turns that were lost to another owner.
+    pub(super) fenced: Counter,
+    /// From the beginning of a turn's run to its first logged delta.
+    pub(super) first_delta: Histogram,
+    ended: Family<Outcome, Counter>,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Outcome {
+    outcome: &'static str,
+}
+
+impl Outcome {
+    /// The outcome that a terminal event tells.
+    pub(super) fn of(end: &EventBody) -> Self {
+        let outcome = match end {
+            EventBody::Completed(completion) => match completion.finish {
+                FinishReason::Cancelled => "cancelled",
+                FinishReason::Stop if !completion.answered => "unanswered",
+                FinishReason::Stop | FinishReason::MaxTokens | FinishReason::ContentFilter => {
+                    "answered"
+                }
+            },
+            EventBody::Failed(failure) => match failure.reason {
+                FailureReason::Interrupted => "interrupted",
+                FailureReason::Timeout => "timeout",
+                FailureReason::UpstreamUnavailable => "upstream_unavailable",
+                FailureReason::UpstreamTruncated => "upstream_truncated",
+                FailureReason::Internal => "internal",
+            },
+            EventBody::Posted(_) | EventBody::Delta(_) => "none",
+        };
+        Self { outcome }
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            running: Gauge::default(),
+            takeovers: Counter::default(),
+            fenced: Counter::default(),
+            first_delta: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            ended: Family::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("turn");
+        registry.register("running", "Turns that run on this replica", metrics.running.clone());
+        registry.register("ended", "Turns that this replica has ended", metrics.ended.clone());
+        registry.register(
+            "takeovers",
+            "Turns that this replica took over because their owner was gone",
+            metrics.takeovers.clone(),
+        );
+        registry.register(
+            "fenced",
+            "Turns that this replica has lost to another owner",
+            metrics.fenced.clone(),
+        );
+        registry.register_with_unit(
+            "first_delta",
+            "From the beginning of a run to its first logged piece of text",
+            Unit::Seconds,
+            metrics.first_delta.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn ended(&self, outcome: Outcome) {
+        self.ended.get_or_create(&outcome).inc();
+    }
+}

@@ -1,0 +1,188 @@
+//! Readers: a conversation, or one turn of it, from a position to its end.
+//!
+//! A reader knows nothing of the owner of a turn; it reads the log, wherever it is. It remembers the
+//! last event it has shown by its tag, so that a store which has lost its newest events is noticed
+//! and never waited for.
+
+use tokio::time::{Instant, sleep};
+use tracing::{Instrument as _, Span, warn};
+
+use super::{Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, watch::ReaderGuard};
+use crate::{
+    domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
+    store::{self, After, Hint, Page},
+};
+
+/// Reads a conversation. Its methods can be dropped and called again at any time.
+#[derive(Debug)]
+pub struct Tail {
+    turns: Turns,
+    key: ConversationKey,
+    after: After,
+    hint: Hint,
+    idle: bool,
+    /// Since when the store has been down.
+    down: Option<Instant>,
+    _reader: ReaderGuard,
+}
+
+impl Tail {
+    pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
+        let hint = turns.0.log.hint(key);
+        let _reader = turns.0.watchers.reads(key.digest());
+        Self { turns, key: key.clone(), after, hint, idle: false, down: None, _reader }
+    }
+
+    /// Whether everything there is was read, and no turn is running, as far as the last read tells.
+    pub fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    /// There is more to come than the last read told.
+    pub fn expect_more(&mut self) {
+        self.idle = false;
+    }
+
+    /// The next events; waits until there are some. Waits some seconds for a store that is down.
+    pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
+        loop {
+            if let Some(Page { events, active }) = self.read().await? {
+                self.idle = active.is_none() && events.len() < PAGE;
+                if let Some(last) = events.last() {
+                    self.after = After::Position(last.position);
+                    return Ok(events);
+                }
+                if active.is_some_and(|active| active.orphaned) {
+                    self.take_over();
+                }
+            }
+            let wait = if self.down.is_some() { PAUSE } else { LOOK };
+            tokio::select! {
+                () = self.hint.changed() => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// `None` while the store is down.
+    async fn read(&mut self) -> Result<Option<Page>, Error> {
+        // The owner sees the readers of its own replica without the store.
+        let watching = !self.turns.0.watchers.is_run(self.key.digest());
+        match self.turns.0.log.read(&self.key, self.after, PAGE, watching).await {
+            Ok(page) => {
+                self.down = None;
+                Ok(Some(page))
+            }
+            Err(error @ store::Error::Down(_)) => {
+                let since = *self.down.get_or_insert_with(Instant::now);
+                if since.elapsed() < PATIENCE { Ok(None) } else { Err(error.into()) }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// In a task, so that a reader who leaves in the middle of it leaves no turn without an owner.
+    fn take_over(&self) {
+        let (turns, key) = (self.turns.clone(), self.key.clone());
+        let take_over = async move {
+            if let Err(error) = turns.take_over(&key).await {
+                warn!(%error, "a turn could not be taken over");
+            }
+        };
+        self.turns.0.life.spawn_work(take_over.instrument(Span::current()));
+    }
+}
+
+/// Reads one turn.
+#[derive(Debug)]
+pub struct TurnTail {
+    tail: Tail,
+    turn: RequestId,
+    start: Sequence,
+    /// Where its terminal event is, if it was over when the reader came.
+    end: Option<Sequence>,
+    /// The event that the reader had seen before it came.
+    seen: Option<Position>,
+    outcome: Option<EventBody>,
+}
+
+impl TurnTail {
+    pub(super) fn new(
+        turns: Turns,
+        key: &ConversationKey,
+        attached: Attached,
+        seen: Option<Position>,
+    ) -> Self {
+        let Attached { turn, start, end } = attached;
+        let beginning = After::Sequence(Sequence(start.0.saturating_sub(1)));
+        let tail = Tail::new(turns, key, seen.map_or(beginning, After::Position));
+        Self { tail, turn, start, end, seen, outcome: None }
+    }
+
+    /// The next events of the turn; waits until there are some. `None` after the terminal one.
+    pub async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
+        if self.outcome.is_some() {
+            return Ok(None);
+        }
+        if let (Some(seen), Some(end)) = (self.seen, self.end)
+            && seen.sequence >= end
+        {
+            return self.seen_to_its_end(seen, end).await;
+        }
+        loop {
+            let mut events = match self.tail.next().await {
+                Err(Error::Log(store::Error::PositionUnknown)) => return self.healed().await,
+                other => other?,
+            };
+            events.retain(|event| event.turn == Some(self.turn));
+            if let Some(end) = events.iter().find(|event| event.body.is_terminal()) {
+                self.outcome = Some(end.body.clone());
+            }
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+        }
+    }
+
+    /// How the turn ended, once `next` has given `None` or the terminal event.
+    pub fn outcome(&self) -> Option<&EventBody> {
+        self.outcome.as_ref()
+    }
+
+    /// The reader has seen all of it, if its position is one of this conversation.
+    async fn seen_to_its_end(
+        &mut self,
+        seen: Position,
+        end: Sequence,
+    ) -> Result<Option<Vec<Event>>, Error> {
+        let Tail { turns, key, .. } = &self.tail;
+        turns.0.log.read(key, After::Position(seen), 1, false).await?;
+        let before = After::Sequence(Sequence(end.0.saturating_sub(1)));
+        let Page { events, .. } = turns.0.log.read(key, before, 1, false).await?;
+        self.outcome = events.into_iter().next().map(|event| event.body);
+        Ok(None)
+    }
+
+    /// The position is gone. Where that is so because the turn's deltas have expired, its terminal
+    /// event, which replaces them, is all that the reader needs. Anything else is told.
+    async fn healed(&mut self) -> Result<Option<Vec<Event>>, Error> {
+        let Tail { turns, key, .. } = &self.tail;
+        let mut after = Sequence(self.start.0.saturating_sub(1));
+        loop {
+            let page = turns.0.log.read(key, After::Sequence(after), PAGE, false).await?;
+            let Some(last) = page.events.last() else { break };
+            after = last.position.sequence;
+            for event in page.events.into_iter().filter(|event| event.turn == Some(self.turn)) {
+                match &event.body {
+                    EventBody::Posted(_) => {}
+                    EventBody::Delta(_) => return Err(store::Error::PositionUnknown.into()),
+                    end => {
+                        self.outcome = Some(end.clone());
+                        return Ok(Some(vec![event]));
+                    }
+                }
+            }
+        }
+        Err(store::Error::PositionUnknown.into())
+    }
+}
