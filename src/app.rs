@@ -24,10 +24,10 @@ use crate::{
     domain::EngineKind,
     engine::{Engine, Engines, Retrieval},
     health::{self, Health},
-    knowledge::{Base, Feed, Reloader},
+    knowledge::{Base, Feed, Knowledge, Reloader},
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
-    store::{ConversationLog, Embedded, KnowledgeLog, Store},
+    store::{Embedded, KnowledgeLog, Store},
     telemetry::CallSpans,
     turn::{self, Turns},
 };
@@ -140,30 +140,7 @@ impl App {
         let addresses = Addresses { server: server.address()?, ops: ops.address() };
         let sampled =
             config.telemetry.otlp_endpoint.as_ref().map(|_| config.telemetry.sample_ratio);
-        let retrieval = Retrieval::new(search.clone(), config.knowledge.min_confidence);
-        let engines = Engines {
-            default: match config.engine.default {
-                DefaultEngine::Retrieval => EngineKind::Retrieval,
-            },
-            retrieval: Arc::new(retrieval),
-            generative: options.generative,
-            augmented: None,
-        };
-        let terms = turn::Terms {
-            lease: config.store.lease,
-            detach_grace: config.store.detach_grace,
-            max_turn_time: config.engine.max_turn_time,
-        };
-        let log: Arc<dyn ConversationLog> = Arc::clone(&store) as _;
-        let turns = Turns::new(log, engines, terms, life.clone(), &mut registry);
-        let chatbot = rpc::Chatbot {
-            turns,
-            knowledge: search,
-            store: Arc::clone(&store) as _,
-            join_timeout: limits.receive_timeout,
-            joined_streams: Arc::new(Semaphore::new(config.limits.joined_streams)),
-            limits: config.limits,
-        };
+        let chatbot = chatbot(&config, options.generative, &store, search, &life, &mut registry);
         let layers = rpc::Layers {
             authenticator: authenticator.clone(),
             spans: CallSpans::new(sampled.unwrap_or(0.0)),
@@ -235,6 +212,40 @@ impl App {
         let ops = self.ops;
         let _ = tokio::task::spawn_blocking(move || drop(ops)).await;
         info!("stopped");
+    }
+}
+
+/// What the RPCs are made of.
+fn chatbot(
+    config: &Config,
+    generative: Option<Arc<dyn Engine>>,
+    store: &Arc<dyn Store>,
+    knowledge: Knowledge,
+    life: &Lifecycle,
+    registry: &mut Registry,
+) -> rpc::Chatbot {
+    let retrieval = Retrieval::new(knowledge.clone(), config.knowledge.min_confidence);
+    let engines = Engines {
+        default: match config.engine.default {
+            DefaultEngine::Retrieval => EngineKind::Retrieval,
+        },
+        retrieval: Arc::new(retrieval),
+        generative,
+        augmented: None,
+    };
+    let terms = turn::Terms {
+        lease: config.store.lease,
+        detach_grace: config.store.detach_grace,
+        max_turn_time: config.engine.max_turn_time,
+    };
+    let turns = Turns::new(Arc::clone(store) as _, engines, terms, life.clone(), registry);
+    rpc::Chatbot {
+        turns,
+        knowledge,
+        store: Arc::clone(store) as _,
+        join_timeout: config.server.connections.receive_timeout,
+        joined_streams: Arc::new(Semaphore::new(config.limits.joined_streams)),
+        limits: config.limits.clone(),
     }
 }
 

@@ -93,7 +93,7 @@ enum Place {
     Nowhere,
     /// In a conversation that begins with its first message, and gets its id from it.
     New,
-    In(ConversationKey, Tail),
+    In(Box<Tail>),
 }
 
 /// What a message of the client came to.
@@ -156,7 +156,7 @@ impl Session {
     fn is_over(&self) -> bool {
         let rests = match &self.place {
             Place::Nowhere | Place::New => true,
-            Place::In(_, tail) => tail.is_idle(),
+            Place::In(tail) => tail.is_idle(),
         };
         self.inbound.is_none() && self.work.is_none() && rests
     }
@@ -178,8 +178,8 @@ impl Session {
 
     fn told(&self, events: Vec<Event>) -> Vec<Told> {
         match &self.place {
-            Place::In(key, _) => {
-                let told = |event| Told::Event(convert::event(key.id(), event));
+            Place::In(tail) => {
+                let told = |event| Told::Event(convert::event(tail.key().id(), event));
                 events.into_iter().map(told).collect()
             }
             Place::Nowhere | Place::New => Vec::new(),
@@ -191,8 +191,8 @@ impl Session {
         match (request.request, &self.place) {
             (Some(Said::Join(join)), Place::Nowhere) => self.join(&join),
             (Some(Said::PostMessage(message)), Place::New | Place::In(..)) => self.say(message),
-            (Some(Said::CancelTurn(request)), Place::In(key, _)) => {
-                let (key, turns) = (key.clone(), self.turns.clone());
+            (Some(Said::CancelTurn(request)), Place::In(tail)) => {
+                let (key, turns) = (tail.key().clone(), self.turns.clone());
                 let (_, turn) = cancel_turn::check(&request, Some(key.id()))?;
                 self.work = Some(Box::pin(async move {
                     turns.cancel(&key, turn).await?;
@@ -223,10 +223,7 @@ impl Session {
             .map_or(After::Sequence(Sequence(0)), After::Position);
         self.place = match id.map(|id| ConversationKey::new(&self.principal, id)) {
             None => Place::New,
-            Some(key) => {
-                let tail = self.turns.tail(&key, after);
-                Place::In(key, tail)
-            }
+            Some(key) => Place::In(Box::new(self.turns.tail(&key, after))),
         };
         Ok(())
     }
@@ -238,7 +235,7 @@ impl Session {
         let engine = check.engine("post_message.engine", message.engine, &self.turns);
         check.finish()?;
         let conversation = match &self.place {
-            Place::In(key, _) => Some(key.id()),
+            Place::In(tail) => Some(tail.key().id()),
             Place::Nowhere | Place::New => None,
         };
         let options = TurnOptions { engine, language: None };
@@ -260,10 +257,10 @@ impl Session {
     fn done(&mut self, done: Done) {
         let Done::Said(key) = done else { return };
         match &mut self.place {
-            Place::In(_, tail) => tail.expect_more(),
+            Place::In(tail) => tail.expect_more(),
             Place::Nowhere | Place::New => {
                 let tail = self.turns.tail(&key, After::Sequence(Sequence(0)));
-                self.place = Place::In(key, tail);
+                self.place = Place::In(Box::new(tail));
             }
         }
     }
@@ -275,7 +272,7 @@ fn wrong(field: &str, what: &str) -> Error {
 
 async fn events(place: &mut Place) -> Result<Vec<Event>, turn::Error> {
     match place {
-        Place::In(_, tail) => tail.next().await,
+        Place::In(tail) => tail.next().await,
         Place::Nowhere | Place::New => std::future::pending().await,
     }
 }

@@ -23,14 +23,21 @@ pub struct Tail {
     idle: bool,
     /// Since when the store has been down.
     down: Option<Instant>,
-    _reader: ReaderGuard,
+    /// Counts as a reader of the conversation.
+    _guard: ReaderGuard,
 }
 
 impl Tail {
     pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
         let hint = turns.0.log.hint(key);
-        let _reader = turns.0.watchers.reads(key.digest());
-        Self { turns, key: key.clone(), after, hint, idle: false, down: None, _reader }
+        let guard = turns.0.watchers.reads(key.digest());
+        let key = key.clone();
+        Self { turns, key, after, hint, idle: false, down: None, _guard: guard }
+    }
+
+    /// The conversation.
+    pub fn key(&self) -> &ConversationKey {
+        &self.key
     }
 
     /// Whether everything there is was read, and no turn is running, as far as the last read tells.
