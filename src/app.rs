@@ -244,6 +244,7 @@ fn chatbot(
         knowledge,
         store: Arc::clone(store) as _,
         join_timeout: config.server.connections.receive_timeout,
+        heartbeat_interval: config.server.heartbeat_interval,
         joined_streams: Arc::new(Semaphore::new(config.limits.joined_streams)),
         limits: config.limits.clone(),
     }

@@ -56,6 +56,9 @@ pub struct Chatbot {
     pub limits: config::Limits,
     /// Time for the first message of a stream that may be silent later.
     pub join_timeout: Duration,
+    /// How long a stream may have nothing to tell before it says that it is alive: proxies cut streams
+    /// that are idle.
+    pub heartbeat_interval: Duration,
     /// One permit for each `Converse` stream.
     pub joined_streams: Arc<Semaphore>,
 }

@@ -10,8 +10,6 @@
 mod metrics;
 mod run;
 mod tail;
-#[cfg(test)]
-mod tests;
 mod watch;
 
 use std::{sync::Arc, time::Duration};

@@ -22,6 +22,8 @@ pub struct Server {
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
     pub drain_grace: Duration,
+    /// How long a `Converse` stream may have nothing to tell before it says that it is alive.
+    pub heartbeat_interval: Duration,
     /// Whether the reflection service is offered.
     pub reflection: bool,
     /// The life of a connection.
@@ -58,10 +60,13 @@ pub struct Connections {
 
 impl Server {
     pub(super) fn check(settings: &mut Settings) -> Self {
+        let heartbeat_interval =
+            positive(settings, "server.heartbeat_interval", Duration::from_secs(25));
         Self {
             address: settings.take("server.address", any_address(8980)),
             drain_delay: settings.take("server.drain_delay", Duration::from_secs(5)),
             drain_grace: settings.take("server.drain_grace", Duration::from_secs(25)),
+            heartbeat_interval,
             reflection: settings.take("server.reflection", true),
             connections: Connections::check(settings),
         }
@@ -70,13 +75,7 @@ impl Server {
 
 impl Connections {
     fn check(settings: &mut Settings) -> Self {
-        let mut positive = |key, seconds| {
-            let duration = settings.take(key, Duration::from_secs(seconds));
-            if !(SHORTEST..=LONGEST).contains(&duration) {
-                settings.problem(key, "must be between 10ms and 365d");
-            }
-            duration
-        };
+        let mut positive = |key, seconds| positive(settings, key, Duration::from_secs(seconds));
         let idle_timeout = positive("server.idle_timeout", 300);
         let max_age = positive("server.max_age", 1800);
         let preface_timeout = positive("server.preface_timeout", 10);
@@ -103,6 +102,15 @@ impl Connections {
             keepalive_timeout,
         }
     }
+}
+
+/// A duration that is neither nothing nor for ever.
+fn positive(settings: &mut Settings, key: &'static str, default: Duration) -> Duration {
+    let duration = settings.take(key, default);
+    if !(SHORTEST..=LONGEST).contains(&duration) {
+        settings.problem(key, "must be between 10ms and 365d");
+    }
+    duration
 }
 
 fn networks(settings: &mut Settings) -> Vec<IpNet> {

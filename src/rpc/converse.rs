@@ -29,9 +29,6 @@ use crate::{
     turn::{self, OnBusy, Tail, Turns},
 };
 
-/// After as long a silence something is said, since proxies cut streams that are idle.
-const HEARTBEAT: Duration = Duration::from_secs(25);
-
 impl Chatbot {
     pub(super) fn join(
         &self,
@@ -51,7 +48,8 @@ impl Chatbot {
             work: None,
             join_timeout: self.join_timeout,
             join_by: now + self.join_timeout,
-            heartbeat: now + HEARTBEAT,
+            heartbeat_interval: self.heartbeat_interval,
+            heartbeat: now + self.heartbeat_interval,
             announced: Box::pin(async move { ending.announced().await }),
             _permit: permit.map_err(|_| Error::Full)?,
         };
@@ -82,6 +80,7 @@ struct Session {
     work: Option<Work>,
     join_timeout: Duration,
     join_by: Instant,
+    heartbeat_interval: Duration,
     heartbeat: Instant,
     announced: Pin<Box<dyn Future<Output = Duration> + Send>>,
     _permit: OwnedSemaphorePermit,
@@ -145,7 +144,7 @@ impl Session {
                     continue;
                 }
             };
-            self.heartbeat = Instant::now() + HEARTBEAT;
+            self.heartbeat = Instant::now() + self.heartbeat_interval;
             let response = |told| Ok(proto::ConverseResponse { response: Some(told) });
             return Ok(Some(told.into_iter().map(response).collect()));
         }

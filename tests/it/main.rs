@@ -5,6 +5,7 @@
 
 mod answers;
 mod auth;
+mod conversations;
 mod frames;
 mod health;
 mod hostile;
@@ -12,6 +13,9 @@ mod layers;
 mod peers;
 mod process;
 mod quality;
+mod redis;
+mod replica;
+mod scripted;
 mod support;
 mod teaching;
 mod tls;

@@ -3,9 +3,9 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,8 @@ use chatbot::{
 };
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::scripted::Stepped;
 
 /// Longer than anything takes on a busy machine; a test that waits for it has failed.
 pub(crate) const LONG: Duration = Duration::from_mins(1);
@@ -57,9 +59,10 @@ pub(crate) async fn start(settings: &[&str]) -> Running {
     start_in(folder, settings).await
 }
 
-/// Like [`start`], on a folder that is there already.
-pub(crate) async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Running {
-    let knowledge = format!("knowledge.path={}", folder.path().join("faq.jsonl").display());
+/// The settings of a server on free ports of the loopback address with the test entries of `folder`, a
+/// store in memory and no drain delay; `more` go over these.
+pub(crate) fn settings(folder: &Path, more: &[&str]) -> Vec<String> {
+    let knowledge = format!("knowledge.path={}", folder.join("faq.jsonl").display());
     let defaults = [
         "server.address=127.0.0.1:0",
         "ops.address=127.0.0.1:0",
@@ -68,11 +71,29 @@ pub(crate) async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Ru
         "store.url=memory:",
         &knowledge,
     ];
-    let overrides = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
-    let sources = Sources { overrides, ..Sources::default() };
+    defaults.iter().chain(more).map(|setting| (*setting).to_owned()).collect()
+}
+
+/// Like [`start`], on a folder that is there already.
+pub(crate) async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Running {
+    start_with(folder, settings, Options::default()).await
+}
+
+/// Like [`start`], with an engine that is played by the test.
+pub(crate) async fn start_scripted(engine: Stepped, settings: &[&str]) -> Running {
+    let options = Options { generative: Some(Arc::new(engine)), ..Options::default() };
+    start_with(folder(), settings, options).await
+}
+
+pub(crate) async fn start_with(
+    folder: tempfile::TempDir,
+    more: &[&str],
+    options: Options,
+) -> Running {
+    let sources = Sources { overrides: settings(folder.path(), more), ..Sources::default() };
     let config = Config::load(&sources).expect("good settings");
     let life = Lifecycle::new();
-    let app = App::bind(config, life.clone(), Options::default()).await.expect("a bound app");
+    let app = Box::pin(App::bind(config, life.clone(), options)).await.expect("a bound app");
     let addresses = app.addresses();
     let mut tasks = JoinSet::new();
     tasks.spawn(app.run());

@@ -1,0 +1,166 @@
+//! Engines that follow a script, served as `ENGINE_GENERATIVE`.
+//!
+//! [`Stepped`] is played by the test, piece by piece, through channels. [`Paced`] plays what the
+//! question says, for replicas in processes of their own.
+
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    path::PathBuf,
+    time::Duration,
+};
+
+use chatbot::{
+    domain::{FinishReason, RequestId},
+    engine::{End, Engine, Error, Piece, Pieces, Question},
+};
+use futures_util::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::LONG;
+
+/// Hands every question to the test.
+#[derive(Debug)]
+pub(crate) struct Stepped(mpsc::Sender<Played>);
+
+/// A question that waits for the test's pieces.
+#[derive(Debug)]
+pub(crate) struct Played {
+    pub(crate) question: Question,
+    pieces: mpsc::Sender<Result<Piece, Error>>,
+}
+
+/// The questions of one or more servers, as they come.
+#[derive(Debug)]
+pub(crate) struct Questions(mpsc::Receiver<Played>);
+
+/// An engine, and the questions that it will be asked.
+pub(crate) fn stepped() -> (Stepped, Questions) {
+    let (sender, questions) = mpsc::channel(1_000);
+    (Stepped(sender), Questions(questions))
+}
+
+impl Stepped {
+    /// The same script on another replica.
+    pub(crate) fn again(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Engine for Stepped {
+    fn answer(&self, question: Question) -> Pieces {
+        let (pieces, receiver) = mpsc::channel(1_000);
+        self.0.try_send(Played { question, pieces }).expect("room for a question");
+        Box::pin(ReceiverStream::new(receiver))
+    }
+}
+
+impl Questions {
+    pub(crate) async fn next(&mut self) -> Played {
+        let next = tokio::time::timeout(LONG, self.0.recv()).await;
+        next.expect("a question in time").expect("an engine")
+    }
+
+    /// Whether there is one that nobody has taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+pub(crate) fn end() -> Piece {
+    Piece::End(End {
+        answered: true,
+        confidence: 1.0,
+        sources: Vec::new(),
+        usage: None,
+        finish: FinishReason::Stop,
+    })
+}
+
+impl Played {
+    pub(crate) async fn say(&self, text: &str) {
+        self.pieces.send(Ok(Piece::Text(text.to_owned()))).await.expect("it is listened to");
+    }
+
+    pub(crate) async fn end(self) {
+        self.pieces.send(Ok(end())).await.expect("it is listened to");
+    }
+
+    pub(crate) async fn fail(self, error: Error) {
+        self.pieces.send(Err(error)).await.expect("it is listened to");
+    }
+
+    /// Waits until the server has dropped the answer.
+    pub(crate) async fn dropped(&self) {
+        tokio::time::timeout(LONG, self.pieces.closed()).await.expect("dropped in time");
+    }
+}
+
+/// What the question asks of [`Paced`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Script {
+    /// What tells this answer from others.
+    pub(crate) seed: u64,
+    /// How many pieces.
+    pub(crate) pieces: usize,
+    /// Bytes of a piece, about.
+    pub(crate) bytes: usize,
+    /// Milliseconds before each piece.
+    pub(crate) every: u64,
+}
+
+impl Script {
+    pub(crate) fn question(&self) -> String {
+        serde_json::to_string(self).expect("a script")
+    }
+
+    fn piece(&self, index: usize) -> String {
+        let word = format!("{}-{index} 가나다 ", self.seed);
+        word.repeat(self.bytes.div_ceil(word.len()).max(1))
+    }
+
+    /// The whole answer.
+    pub(crate) fn text(&self) -> String {
+        (0..self.pieces).map(|index| self.piece(index)).collect()
+    }
+}
+
+/// Plays the script that is its question, and notes each request that it starts to answer.
+#[derive(Debug)]
+pub(crate) struct Paced {
+    pub(crate) notes: PathBuf,
+}
+
+impl Paced {
+    fn note(&self, request: RequestId) {
+        let mut notes = OpenOptions::new().create(true).append(true).open(&self.notes);
+        let notes = notes.as_mut().expect("a file for notes");
+        notes.write_all(format!("{request}\n").as_bytes()).expect("a note");
+    }
+}
+
+/// How often each request was started to be answered.
+pub(crate) fn notes(path: &std::path::Path) -> std::collections::HashMap<String, usize> {
+    let mut counts = std::collections::HashMap::new();
+    for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
+        *counts.entry(line.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+impl Engine for Paced {
+    fn answer(&self, question: Question) -> Pieces {
+        self.note(question.request);
+        let script: Script = serde_json::from_str(&question.text).expect("a script");
+        let pieces = stream::iter(0..script.pieces).then(move |index| {
+            let piece = Ok(Piece::Text(script.piece(index)));
+            async move {
+                tokio::time::sleep(Duration::from_millis(script.every)).await;
+                piece
+            }
+        });
+        Box::pin(pieces.chain(stream::iter([Ok(end())])))
+    }
+}
