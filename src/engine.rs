@@ -5,7 +5,7 @@
 
 mod retrieval;
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 
@@ -67,9 +67,14 @@ pub enum Error {
     /// The search failed.
     #[error(transparent)]
     Knowledge(#[from] knowledge::Error),
-    /// The model cannot be had.
-    #[error("the model is not available: {0}")]
-    Unavailable(String),
+    /// The model cannot be had for now. The turn tries again, as long as nothing was said.
+    #[error("the model is not available: {why}")]
+    Unavailable {
+        /// What is wrong.
+        why: String,
+        /// When to try again, where the model's server says so.
+        retry_after: Option<Duration>,
+    },
     /// The model's answer broke off.
     #[error("the model's answer broke off: {0}")]
     Truncated(String),
@@ -80,7 +85,7 @@ impl Error {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Knowledge(_) => FailureReason::Internal,
-            Self::Unavailable(_) => FailureReason::UpstreamUnavailable,
+            Self::Unavailable { .. } => FailureReason::UpstreamUnavailable,
             Self::Truncated(_) => FailureReason::UpstreamTruncated,
         }
     }

@@ -24,7 +24,7 @@ use tracing::{Instrument as _, Span, debug, info, warn};
 pub use self::tail::{Tail, TurnTail};
 use self::{
     metrics::{Metrics, Outcome},
-    run::Generation,
+    run::{Asked, Generation},
     watch::Watchers,
 };
 use crate::{
@@ -288,15 +288,16 @@ impl Turns {
 
     /// Runs the turn in a task of its own.
     fn run(&self, owner: Owner, question: Question, engine: Option<EngineKind>) {
-        let engine = engine.unwrap_or(self.0.engines.default);
-        let pieces = self.0.engines.get(engine).map(|engine| engine.answer(question));
-        if pieces.is_none() {
+        let kind = engine.unwrap_or(self.0.engines.default);
+        let engine = self.0.engines.get(kind).cloned();
+        if engine.is_none() {
             // Offered by the replica that began the turn, as during a rollout.
-            warn!(turn = %owner.turn, ?engine, "the engine of a turn is not offered here");
+            warn!(turn = %owner.turn, engine = ?kind, "the engine of a turn is not offered here");
         }
-        debug!(turn = %owner.turn, epoch = owner.epoch, ?engine, "turn begins");
+        debug!(turn = %owner.turn, epoch = owner.epoch, engine = ?kind, "turn begins");
         let generation = Generation::new(self.clone(), owner);
-        self.0.life.spawn_work(generation.run(pieces).instrument(Span::current()));
+        let asked = engine.map(|engine| Asked { engine, question });
+        self.0.life.spawn_work(generation.run(asked).instrument(Span::current()));
     }
 }
 

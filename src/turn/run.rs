@@ -4,16 +4,16 @@
 //! limit, with the server, when nobody reads any more, or when it finds that it does not own its turn
 //! any longer; each of these but the last is an event in the log.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
 use crate::{
     domain::{Completion, EventBody, Failure, FailureReason, FinishReason},
-    engine::{self, Piece, Pieces},
+    engine::{self, Engine, Piece, Pieces, Question},
     store::{self, Appended, Hint, Owner},
 };
 
@@ -27,6 +27,33 @@ const BATCH: usize = 64;
 const ANSWER_BYTES: usize = 128 * 1024;
 /// Time for the first reader to come, before nobody reading means anything.
 const ATTACH: Duration = Duration::from_secs(5);
+
+/// How often an engine is asked that cannot be had, as long as nothing was said.
+const TRIES: u32 = 3;
+/// Pause before it is asked again, where it does not say itself; longer each time.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Who is asked what.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) question: Question,
+}
+
+impl Asked {
+    fn answer(&self) -> Pieces {
+        self.engine.answer(self.question.clone())
+    }
+
+    fn answer_after(&self, pause: Duration) -> Pieces {
+        let (engine, question) = (Arc::clone(&self.engine), self.question.clone());
+        let answer = async move {
+            sleep(pause).await;
+            engine.answer(question)
+        };
+        Box::pin(stream::once(answer).flatten())
+    }
+}
 
 /// One run of a turn.
 #[derive(Debug)]
@@ -75,12 +102,12 @@ impl Generation {
         }
     }
 
-    /// Runs to the turn's end. Without `pieces` there is nobody who could answer.
-    pub(super) async fn run(mut self, pieces: Option<Pieces>) {
-        let verdict = match pieces {
+    /// Runs to the turn's end. `None`: there is nobody who could answer.
+    pub(super) async fn run(mut self, asked: Option<Asked>) {
+        let verdict = match asked {
             None => Verdict::End(self.failed(FailureReason::Internal)),
-            Some(pieces) => {
-                let generated = AssertUnwindSafe(self.generate(pieces)).catch_unwind().await;
+            Some(asked) => {
+                let generated = AssertUnwindSafe(self.generate(asked)).catch_unwind().await;
                 generated.unwrap_or_else(|_| {
                     error!(turn = %self.owner.turn, "an engine panicked");
                     Verdict::End(self.failed(FailureReason::Internal))
@@ -100,7 +127,9 @@ impl Generation {
         }
     }
 
-    async fn generate(&mut self, mut pieces: Pieces) -> Verdict {
+    async fn generate(&mut self, asked: Asked) -> Verdict {
+        let mut pieces = asked.answer();
+        let mut tries = 1;
         let terms = self.turns.0.terms;
         let closing = self.turns.0.life.closing().clone();
         let deadline = self.started + terms.max_turn_time;
@@ -137,6 +166,15 @@ impl Generation {
                     }
                 }
                 piece = pieces.next() => {
+                    if let Some(Err(engine::Error::Unavailable { why, retry_after })) = &piece
+                        && self.text.is_empty()
+                        && tries < TRIES
+                    {
+                        warn!(turn = %self.owner.turn, why, tries, "asking the engine again");
+                        pieces = asked.answer_after(retry_after.unwrap_or(RETRY * tries));
+                        tries += 1;
+                        continue;
+                    }
                     let (events, end) = self.take(piece, &mut pieces);
                     if let Some(verdict) = self.log_pieces(events, end).await {
                         return verdict;

@@ -1,8 +1,8 @@
 //! `Ask` and `RankAnswers`: right answers, honest ignorance, clear refusals.
 
 use chatbot::pb::chatbot::v1::{
-    AskRequest, AskResponse, CancelTurnRequest, ChatRequest, ConverseRequest, Engine,
-    RankAnswersRequest, RankAnswersResponse, TurnCompleted, chatbot_client::ChatbotClient,
+    AskRequest, AskResponse, Engine, RankAnswersRequest, RankAnswersResponse, TurnCompleted,
+    chatbot_client::ChatbotClient,
 };
 use prost::Message;
 use tokio_stream::StreamExt as _;
@@ -197,24 +197,5 @@ async fn a_message_that_cannot_be_read_is_the_callers_mistake() {
     assert_eq!(refusal(&status).0, "MESSAGE_INVALID");
     // The connection is none the worse for it.
     assert!(answer(&mut client, ask("too many open files in the server")).await.answered);
-    app.stop().await;
-}
-
-#[tokio::test]
-async fn what_this_version_does_not_serve_says_so() {
-    let app = start(&[]).await;
-    let mut client = app.chatbot().await;
-    let chat = client.chat(ChatRequest::default()).await.expect_err("not served");
-    let converse = client
-        .converse(tokio_stream::iter([ConverseRequest::default()]))
-        .await
-        .expect_err("not served");
-    let cancel = client.cancel_turn(CancelTurnRequest::default()).await.expect_err("not served");
-    let conversation = AskRequest { conversation_id: "c".to_owned(), ..ask("deadline") };
-    let ask = client.ask(conversation).await.expect_err("not served");
-    for status in [chat, converse, cancel, ask] {
-        assert_eq!(status.code(), Code::Unimplemented);
-        assert_eq!(refusal(&status).0, "NOT_IMPLEMENTED");
-    }
     app.stop().await;
 }

@@ -385,6 +385,10 @@ async fn the_stop_button_ends_the_turn_and_the_generation() {
     app.stop().await;
 }
 
+pub(crate) fn unavailable() -> chatbot::engine::Error {
+    chatbot::engine::Error::Unavailable { why: "down".to_owned(), retry_after: None }
+}
+
 #[tokio::test]
 async fn a_failed_turn_is_an_event_and_a_status() {
     use chatbot::engine::Error;
@@ -392,7 +396,7 @@ async fn a_failed_turn_is_an_event_and_a_status() {
     let app = start_scripted(engine, &["engine.max_turn_time=1s"]).await;
     let mut client = app.chatbot().await;
     for (error, code, told) in [
-        (Some(Error::Unavailable("down".to_owned())), Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
+        (Some(unavailable()), Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
         (Some(Error::Truncated("cut".to_owned())), Code::Unavailable, "UPSTREAM_TRUNCATED"),
         (None, Code::DeadlineExceeded, "TURN_TIMEOUT"),
     ] {

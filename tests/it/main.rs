@@ -6,12 +6,14 @@
 mod answers;
 mod auth;
 mod conversations;
+mod crash_matrix;
 mod frames;
 mod health;
 mod hostile;
 mod layers;
 mod peers;
 mod process;
+mod proxy;
 mod quality;
 mod redis;
 mod replica;

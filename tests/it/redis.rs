@@ -1,12 +1,12 @@
 //! A real redis-server on a free port, gone when dropped.
 
 use std::{
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::support::{LONG, skip};
+use crate::support::{LONG, eventually, skip};
 
 /// A running server.
 #[derive(Debug)]
@@ -55,6 +55,40 @@ fn spawn(port: u16, folder: &tempfile::TempDir) -> Option<Child> {
 }
 
 impl Redis {
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Becomes a replica of `primary`.
+    pub(crate) fn follow(&self, primary: &Self) {
+        let reply = self.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        assert!(reply.starts_with("+OK"), "{reply}");
+    }
+
+    /// Waits until this replica has all that `primary` has.
+    pub(crate) async fn wait_for_offset_of(&self, primary: &Self) {
+        eventually(|| {
+            let master = primary.info("master_repl_offset:");
+            self.info("master_link_status:").as_deref() == Some("up")
+                && self.info("slave_repl_offset:") == master
+        })
+        .await;
+    }
+
+    fn info(&self, key: &str) -> Option<String> {
+        let info = self.command(&["INFO", "replication"]);
+        info.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
+    }
+
+    /// Deletes the keys that match.
+    pub(crate) fn delete(&self, pattern: &str) {
+        let keys = self.command(&["KEYS", pattern]);
+        let keys: Vec<_> = keys.lines().filter(|line| line.contains("chatbot")).collect();
+        assert!(!keys.is_empty(), "{pattern}");
+        let words: Vec<_> = std::iter::once("DEL").chain(keys.iter().copied()).collect();
+        self.command(&words);
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("store.url=redis://127.0.0.1:{}/0", self.port)
     }

@@ -109,6 +109,8 @@ pub(crate) struct Script {
     pub(crate) bytes: usize,
     /// Milliseconds before each piece.
     pub(crate) every: u64,
+    /// Where the first run of a request stops for ever; later ones do not.
+    pub(crate) hangs_at: Option<usize>,
 }
 
 impl Script {
@@ -134,10 +136,12 @@ pub(crate) struct Paced {
 }
 
 impl Paced {
-    fn note(&self, request: RequestId) {
+    /// How often the request was started, this time included.
+    fn note(&self, request: RequestId) -> usize {
         let mut notes = OpenOptions::new().create(true).append(true).open(&self.notes);
         let notes = notes.as_mut().expect("a file for notes");
         notes.write_all(format!("{request}\n").as_bytes()).expect("a note");
+        self::notes(&self.notes)[&request.to_string()]
     }
 }
 
@@ -152,11 +156,14 @@ pub(crate) fn notes(path: &std::path::Path) -> std::collections::HashMap<String,
 
 impl Engine for Paced {
     fn answer(&self, question: Question) -> Pieces {
-        self.note(question.request);
+        let run = self.note(question.request);
         let script: Script = serde_json::from_str(&question.text).expect("a script");
         let pieces = stream::iter(0..script.pieces).then(move |index| {
             let piece = Ok(Piece::Text(script.piece(index)));
             async move {
+                if run == 1 && script.hangs_at == Some(index) {
+                    std::future::pending::<()>().await;
+                }
                 tokio::time::sleep(Duration::from_millis(script.every)).await;
                 piece
             }
