@@ -204,9 +204,7 @@ impl Session {
             }
             (Some(Said::Join(_)), _) => Err(wrong("join", "must be sent once")),
             (Some(_), Place::Nowhere) => Err(wrong("join", "must be the first message")),
-            (None, _) => {
-                Err(wrong("request", "must be a join, a post_message or a cancel_turn"))
-            }
+            (None, _) => Err(wrong("request", "must be a join, a post_message or a cancel_turn")),
         }
     }
 

@@ -83,12 +83,7 @@ impl Check {
     }
 
     /// Which engine is wanted, if `turns` offer it; `None`: the server's default.
-    pub(super) fn engine(
-        &mut self,
-        field: &str,
-        number: i32,
-        turns: &Turns,
-    ) -> Option<EngineKind> {
+    pub(super) fn engine(&mut self, field: &str, number: i32, turns: &Turns) -> Option<EngineKind> {
         let (wanted, kind) = match proto::Engine::try_from(number) {
             Ok(proto::Engine::Unspecified) => return None,
             Ok(wanted @ proto::Engine::Retrieval) => (wanted, EngineKind::Retrieval),
@@ -100,8 +95,7 @@ impl Check {
             }
         };
         if !turns.offers(kind) {
-            let what =
-                format!("{} is not offered here, ENGINE_RETRIEVAL is", wanted.as_str_name());
+            let what = format!("{} is not offered here, ENGINE_RETRIEVAL is", wanted.as_str_name());
             self.found(Violation::new(field, what));
         }
         Some(kind)
@@ -210,11 +204,7 @@ pub(super) fn turn_completed(turn_id: String, completion: Completion) -> proto::
 }
 
 fn source(source: Source) -> proto::Source {
-    proto::Source {
-        answer_id: source.answer_id.0,
-        score: source.score,
-        title: source.title,
-    }
+    proto::Source { answer_id: source.answer_id.0, score: source.score, title: source.title }
 }
 
 #[cfg(test)]

@@ -124,7 +124,10 @@ async fn chat_streams_its_turn_and_the_end_repeats_the_text() {
     assert!(status.is_none());
     let message = posted(&events[0]);
     assert_eq!(message.text, request.query);
-    assert_eq!((&message.request_id, &message.participant_id[..]), (&request.request_id, "anonymous"));
+    assert_eq!(
+        (&message.request_id, &message.participant_id[..]),
+        (&request.request_id, "anonymous")
+    );
     let end = completed(events.last().expect("events"));
     assert_eq!(end.text, "Raise the limit and close your channels.");
     assert_eq!(text(&events), end.text);
@@ -288,11 +291,10 @@ async fn ask_is_the_same_turn_in_one_message() {
         ..AskRequest::default()
     };
     let (mut one, mut two) = (client.clone(), client.clone());
-    let (first, second, ()) = tokio::join!(
-        one.ask(request.clone()),
-        two.ask(request.clone()),
-        async { answer(questions.next().await).await }
-    );
+    let (first, second, ()) =
+        tokio::join!(one.ask(request.clone()), two.ask(request.clone()), async {
+            answer(questions.next().await).await
+        });
     let first = first.expect("an answer").into_inner();
     assert_eq!(first, second.expect("the same answer").into_inner());
     assert_eq!(client.ask(request.clone()).await.expect("again").into_inner(), first);
@@ -316,11 +318,8 @@ async fn ask_is_the_same_turn_in_one_message() {
 async fn what_is_not_there_is_said() {
     let app = start(&[]).await;
     let mut client = app.chatbot().await;
-    let known = ChatRequest {
-        query: "deadline".to_owned(),
-        request_id: id(),
-        ..ChatRequest::default()
-    };
+    let known =
+        ChatRequest { query: "deadline".to_owned(), request_id: id(), ..ChatRequest::default() };
     let (events, _) = rest(chat(&mut client, &known).await).await;
     let told = |status: &Status| (status.code(), reason(status));
 
@@ -381,7 +380,7 @@ async fn the_stop_button_ends_the_turn_and_the_generation() {
         assert_eq!(reason(&status), "CONVERSATION_NOT_FOUND");
     }
     let status = client.cancel_turn(CancelTurnRequest::default()).await.expect_err("empty");
-    assert_eq!(status.message().split(':').next(), Some("conversation_id"));
+    assert!(status.message().contains("conversation_id: must not be empty"), "{status:?}");
     app.stop().await;
 }
 

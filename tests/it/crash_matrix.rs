@@ -62,8 +62,7 @@ async fn connection_drops() {
     let url = redis.url();
     // Connections of replica B live a fifth of a second.
     let a = start_scripted(engine.again(), &[&url]).await;
-    let b =
-        start_scripted(engine, &[&url, "server.max_age=200ms", "server.age_grace=100ms"]).await;
+    let b = start_scripted(engine, &[&url, "server.max_age=200ms", "server.age_grace=100ms"]).await;
     let request = request("?");
     let mut stream = chat(&mut a.chatbot().await, &request).await;
     let played = questions.next().await;
@@ -283,10 +282,8 @@ async fn sigterm() {
         [next(&mut long_stream).await, next(&mut long_stream).await, next(&mut long_stream).await];
     let join = Join { conversation_id: seen[0].conversation_id.clone(), ..Join::default() };
     let join = ConverseRequest { request: Some(Say::Join(join)) };
-    let says = futures_util::StreamExt::chain(
-        tokio_stream::iter([join]),
-        futures_util::stream::pending(),
-    );
+    let says =
+        futures_util::StreamExt::chain(tokio_stream::iter([join]), futures_util::stream::pending());
     let mut guest = a_client.converse(says).await.expect("a stream").into_inner();
     a.signal("TERM");
     let ending = loop {
@@ -337,10 +334,7 @@ async fn store_primary_lost_with_its_tail() {
     // The position is gone: said at once, to who waits and to who comes.
     let (_, status) = rest(stream).await;
     let status = status.expect("an error");
-    assert_eq!(
-        (status.code(), &reason(&status)[..]),
-        (Code::OutOfRange, "RESUME_TOKEN_INVALID")
-    );
+    assert_eq!((status.code(), &reason(&status)[..]), (Code::OutOfRange, "RESUME_TOKEN_INVALID"));
     // The owner finds its numbers gone, and stops its model.
     played.dropped().await;
     let mut client = a.chatbot().await;

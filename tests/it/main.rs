@@ -21,5 +21,6 @@ mod scripted;
 mod support;
 mod teaching;
 mod tls;
+mod transcripts;
 mod web;
 mod wire;

@@ -24,12 +24,13 @@ pub(crate) fn start() -> Option<Redis> {
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     // The port may be taken between the look and the start; then another one is tried.
-    (0..20).find_map(|_| {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
-        let port = port.expect("a free port").port();
-        spawn(port, &folder).map(|child| (child, port))
-    })
-    .map(|(child, port)| Redis { child, port, folder })
+    (0..20)
+        .find_map(|_| {
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+            let port = port.expect("a free port").port();
+            spawn(port, &folder).map(|child| (child, port))
+        })
+        .map(|(child, port)| Redis { child, port, folder })
 }
 
 fn spawn(port: u16, folder: &tempfile::TempDir) -> Option<Child> {

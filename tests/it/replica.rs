@@ -39,8 +39,7 @@ fn a_replica() {
         let config = Config::load(&sources).expect("good settings");
         let life = Lifecycle::new();
         life.handle_signals().expect("signal handlers");
-        let options =
-            Options { generative: Some(Arc::new(Paced { notes })), ..Options::default() };
+        let options = Options { generative: Some(Arc::new(Paced { notes })), ..Options::default() };
         let app = Box::pin(App::bind(config, life, options)).await.expect("a bound app");
         let addresses = app.addresses();
         println!("\nserving {} {}", addresses.server, addresses.ops);
@@ -71,9 +70,8 @@ impl Replica {
             .expect("a replica starts");
         let stdin = child.stdin.take().expect("piped");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let line = lines.find_map(|line| {
-            line.expect("a line").strip_prefix("serving ").map(str::to_owned)
-        });
+        let line = lines
+            .find_map(|line| line.expect("a line").strip_prefix("serving ").map(str::to_owned));
         let line = line.expect("it serves");
         let mut addresses = line.split(' ').map(|address| address.parse().expect("an address"));
         let mut next = || addresses.next().expect("an address");

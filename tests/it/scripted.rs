@@ -3,12 +3,7 @@
 //! [`Stepped`] is played by the test, piece by piece, through channels. [`Paced`] plays what the
 //! question says, for replicas in processes of their own.
 
-use std::{
-    fs::OpenOptions,
-    io::Write as _,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs::OpenOptions, io::Write as _, path::PathBuf, time::Duration};
 
 use chatbot::{
     domain::{FinishReason, RequestId},
