@@ -153,13 +153,13 @@ impl<'a> History<'a> {
             return;
         }
         let begin = says(request(), &self.word());
-        let begun = store.begin(&self.key, &begin).await.expect("a begin");
+        let outcome = store.begin(&self.key, &begin).await.expect("a begin");
         if let Some(active) = self.active() {
             let expected = active.begin.message.request;
-            assert!(matches!(begun, Begun::Busy { turn, .. } if turn == expected), "{begun:?}");
+            assert!(matches!(outcome, Begun::Busy { turn, .. } if turn == expected), "{outcome:?}");
             return;
         }
-        let Begun::New { owner, start } = begun else { panic!("not new: {begun:?}") };
+        let Begun::New { owner, start } = outcome else { panic!("not new: {outcome:?}") };
         let newest = owner.epoch;
         assert!(self.turns.last().is_none_or(|last| last.newest < newest));
         let (owners, cancelled, deltas, end) = (1, false, Vec::new(), None);
