@@ -1,4 +1,4 @@
-//! What a store does with conversations: seven steps, each atomic.
+//! What a store does with conversations: steps that are atomic, and reads.
 //!
 //! A conversation has at most one active turn, and an active turn has at most one owner: whoever holds
 //! its newest **epoch**. An owner that was killed, frozen or cut off loses its **lease**; whoever
@@ -62,6 +62,15 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
         most: usize,
         watching: bool,
     ) -> Result<Page, Error>;
+
+    /// The last `most` messages and terminal events before a place, oldest first. No deltas: what was
+    /// said, not how.
+    async fn history(
+        &self,
+        key: &ConversationKey,
+        before: Sequence,
+        most: usize,
+    ) -> Result<Vec<Event>, Error>;
 
     /// Wakes up whenever the conversation may have grown, or its turn was asked to stop. Hints can be
     /// lost: a reader looks at least once a second.

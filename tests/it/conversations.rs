@@ -293,7 +293,7 @@ async fn ask_is_the_same_turn_in_one_message() {
     let (mut one, mut two) = (client.clone(), client.clone());
     let (first, second, ()) =
         tokio::join!(one.ask(request.clone()), two.ask(request.clone()), async {
-            answer(questions.next().await).await
+            answer(questions.next().await).await;
         });
     let first = first.expect("an answer").into_inner();
     assert_eq!(first, second.expect("the same answer").into_inner());

@@ -45,9 +45,4 @@ impl Proxy {
     pub(crate) fn turn_to(&self, target: SocketAddr) {
         self.target.send_replace(target);
     }
-
-    /// Cuts every connection; new ones go on.
-    pub(crate) fn cut(&self) {
-        self.target.send_modify(|_| {});
-    }
 }

@@ -36,23 +36,27 @@ pub(crate) fn start() -> Option<Redis> {
 fn spawn(port: u16, folder: &tempfile::TempDir) -> Option<Child> {
     let mut child = Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
-        .args(["--appendonly", "yes", "--dir"])
+        .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
         .arg(folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .expect("redis-server starts");
     let deadline = Instant::now() + LONG;
-    while Instant::now() < deadline {
+    loop {
         if TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return Some(child);
         }
         if child.try_wait().expect("a child").is_some() {
             return None;
         }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("redis-server does not come up");
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("redis-server does not come up");
 }
 
 impl Redis {

@@ -2,7 +2,7 @@
 //! started once more. It can be killed and frozen as a pod can.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
@@ -42,7 +42,8 @@ fn a_replica() {
         let options = Options { generative: Some(Arc::new(Paced { notes })), ..Options::default() };
         let app = Box::pin(App::bind(config, life, options)).await.expect("a bound app");
         let addresses = app.addresses();
-        println!("\nserving {} {}", addresses.server, addresses.ops);
+        let line = format!("\nserving {} {}\n", addresses.server, addresses.ops);
+        std::io::stdout().write_all(line.as_bytes()).expect("a reader");
         app.run().await;
     });
 }

@@ -19,11 +19,30 @@ pub(super) async fn holds(replicas: &Replicas) {
         posts_are_logged_once(replicas).boxed(),
         positions_are_checked(replicas).boxed(),
         pages_are_the_whole(replicas).boxed(),
+        history_is_what_was_said(replicas).boxed(),
         deltas_outlive_the_next_turn(replicas).boxed(),
         readers_are_seen(replicas).boxed(),
         hints_arrive(replicas).boxed(),
     ])
     .await;
+}
+
+async fn history_is_what_was_said(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    for text in ["one", "two", "three"] {
+        let (owner, _) = new_turn(&**here, &key, &says(request(), text)).await;
+        stored(&**here, &owner, 1, &[delta("h"), delta("i"), completed(text)]).await;
+    }
+    let (_, start) = new_turn(&**here, &key, &says(request(), "four")).await;
+    let mut said = log(&**here, &key).await;
+    said.retain(|event| !matches!(event.body, EventBody::Delta(_)));
+    said.pop();
+    assert_eq!(said.len(), 6);
+    for most in [0, 1, 3, 6, 100] {
+        let history = there.history(&key, start, most).await.expect("a history");
+        assert_eq!(history, said[6 - most.min(6)..]);
+    }
+    assert_eq!(there.history(&fresh(), start, 10).await.expect("nothing"), []);
 }
 
 async fn of_equal_begins_exactly_one_is_new(Replicas { here, there, .. }: &Replicas) {

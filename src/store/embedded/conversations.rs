@@ -67,6 +67,16 @@ impl ConversationLog for Embedded {
         .await
     }
 
+    async fn history(
+        &self,
+        key: &ConversationKey,
+        before: Sequence,
+        most: usize,
+    ) -> Result<Vec<Event>, Error> {
+        let digest = key.digest();
+        self.look(move |database| history(database, digest, before, most)).await
+    }
+
     fn hint(&self, key: &ConversationKey) -> Hint {
         self.hints.subscribe(key.digest()).0
     }
@@ -108,4 +118,26 @@ fn read(
         .map(|row| decode(row.map_err(down)?.1.value(), what))
         .collect::<Result<Vec<_>, Error>>()?;
     Ok(Page { events, active })
+}
+
+fn history(
+    database: &Database,
+    digest: ConversationDigest,
+    before: Sequence,
+    most: usize,
+) -> Result<Vec<Event>, Error> {
+    let transaction = database.begin_read().map_err(down)?;
+    let events = transaction.open_table(EVENTS).map_err(down)?;
+    let mut found = Vec::new();
+    for row in events.range((&digest.0, 0)..(&digest.0, before.0)).map_err(down)?.rev() {
+        if found.len() == most {
+            break;
+        }
+        let event: Event = decode(row.map_err(down)?.1.value(), || named(&digest.0))?;
+        if !matches!(event.body, EventBody::Delta(_)) {
+            found.push(event);
+        }
+    }
+    found.reverse();
+    Ok(found)
 }
