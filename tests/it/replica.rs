@@ -42,8 +42,8 @@ fn a_replica() {
         let options = Options { generative: Some(Arc::new(Paced { notes })), ..Options::default() };
         let app = Box::pin(App::bind(config, life, options)).await.expect("a bound app");
         let addresses = app.addresses();
-        let line = format!("\nserving {} {}\n", addresses.server, addresses.ops);
-        std::io::stdout().write_all(line.as_bytes()).expect("a reader");
+        let served = format!("\nserving {} {}\n", addresses.server, addresses.ops);
+        std::io::stdout().write_all(served.as_bytes()).expect("a reader");
         app.run().await;
     });
 }
