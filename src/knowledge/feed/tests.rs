@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{super::Query, *};
 use crate::{config::StoreUrl, domain::AnswerId, health::Health, store::Embedded};
 
-fn store() -> Arc<dyn Store> {
+fn store() -> Arc<dyn KnowledgeLog> {
     let mut registry = Registry::default();
     let dependency = Health::new(&mut registry).dependency("store");
     Arc::new(Embedded::open(&StoreUrl::Memory, false, dependency, &mut registry).expect("a store"))
