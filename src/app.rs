@@ -102,7 +102,7 @@ impl App {
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
         let store: Arc<dyn KnowledgeLog> = Arc::new(Embedded::open(
-            &config.store.url,
+            &config.store,
             options.set_aside_damaged_store,
             store,
             &mut registry,

@@ -18,7 +18,7 @@ pub use self::{
         Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions,
         WATCHED,
     },
-    embedded::Embedded,
+    embedded::{Embedded, Selection, dump},
     hints::Hint,
     knowledge::KnowledgeLog,
     redis::Redis,

@@ -1,69 +1,126 @@
 //! What every store promises, as tests that take any store.
+//!
+//! A store is tested as two replicas see it. Conversations are fresh and of random principals, so a
+//! server that holds others will do. Time is real: stores have clocks of their own. Whoever waits for
+//! the end of a lease asks the store whether it is over.
 
-use super::KnowledgeLog;
-use crate::domain::{AnswerId, Change, Entry, Revision};
+mod conversations;
+mod histories;
+mod knowledge;
 
-pub(super) fn upsert(id: i32, answer: &str) -> Change {
-    Change::Upsert(Entry {
-        answer_id: AnswerId(id),
-        questions: vec![format!("question {id}?")],
-        answer: answer.to_owned(),
-        language_code: String::new(),
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use uuid::Uuid;
+
+pub(super) use self::{histories::histories, knowledge::upsert};
+use super::{Active, After, Appended, Begin, Begun, Error, Owner, Reaped, Store, TurnOptions};
+use crate::domain::{
+    Completion, ConversationId, ConversationKey, Event, EventBody, Failure, FailureReason,
+    FinishReason, Message, Position, RequestId, Sequence,
+};
+
+/// Time for what takes no time.
+const SOON: Duration = Duration::from_secs(10);
+/// More events than any conversation here has.
+const ALL: usize = 10_000;
+
+/// A store under test, as two replicas see it; the same one twice if only one server can have it.
+#[derive(Debug, Clone)]
+pub(super) struct Replicas {
+    pub(super) here: Arc<dyn Store>,
+    pub(super) there: Arc<dyn Store>,
+    /// The lease that both were opened with. Half a second is short, and long enough for a machine
+    /// that has other things to do.
+    pub(super) lease: Duration,
+    /// Nothing was ever taught in it, and nobody else uses it.
+    pub(super) new: bool,
+}
+
+/// Runs every promise.
+pub(super) async fn holds(replicas: &Replicas) {
+    knowledge::holds(replicas).await;
+    conversations::holds(replicas).await;
+}
+
+fn fresh() -> ConversationKey {
+    ConversationKey::new(&format!("principal {}", Uuid::new_v4()), ConversationId(Uuid::new_v4()))
+}
+
+fn request() -> RequestId {
+    RequestId(Uuid::new_v4())
+}
+
+fn says(request: RequestId, text: &str) -> Begin {
+    Begin {
+        message: Message { participant: "alice".to_owned(), text: text.to_owned(), request },
+        options: TurnOptions::default(),
+        existing: false,
+    }
+}
+
+fn delta(text: &str) -> EventBody {
+    EventBody::Delta(text.to_owned())
+}
+
+fn completed(text: &str) -> EventBody {
+    EventBody::Completed(Completion {
+        text: text.to_owned(),
+        answered: true,
+        confidence: 0.1,
+        sources: Vec::new(),
+        usage: None,
+        finish: FinishReason::Stop,
     })
 }
 
-async fn all(store: &dyn KnowledgeLog) -> Vec<(Revision, Change)> {
-    store.read_knowledge(Revision(0), usize::MAX).await.expect("a read")
+fn interrupted(partial_text: &str) -> EventBody {
+    let partial_text = partial_text.to_owned();
+    EventBody::Failed(Failure { reason: FailureReason::Interrupted, partial_text })
 }
 
-/// Runs every promise; the store has to be new.
-pub(super) async fn holds(store: &dyn KnowledgeLog) {
-    an_append_is_read_back_with_its_revision(store).await;
-    only_the_last_change_of_an_entry_stays(store).await;
-    a_read_goes_on_after_a_revision_and_keeps_to_its_limit(store).await;
-    many_appends_at_once_get_revisions_of_their_own(store).await;
-    an_empty_append_changes_nothing(store).await;
+/// Begins a turn that has to be new.
+async fn new_turn(store: &dyn Store, key: &ConversationKey, begin: &Begin) -> (Owner, Sequence) {
+    match store.begin(key, begin).await.expect("a begin") {
+        Begun::New { owner, start } => (owner, start),
+        other => panic!("not new: {other:?}"),
+    }
 }
 
-async fn an_append_is_read_back_with_its_revision(store: &dyn KnowledgeLog) {
-    assert_eq!(*store.knowledge_revision().borrow(), Revision(0));
-    let changes = vec![upsert(1, "one"), upsert(2, "둘"), Change::Delete(AnswerId(9))];
-    let revision = store.append_knowledge(changes.clone()).await.expect("an append");
-    assert_eq!(revision, Revision(3));
-    assert_eq!(*store.knowledge_revision().borrow(), Revision(3));
-    let expected: Vec<_> = (1..=3).map(Revision).zip(changes).collect();
-    assert_eq!(all(store).await, expected);
+/// Appends what has to be stored.
+async fn stored(store: &dyn Store, owner: &Owner, number: u64, events: &[EventBody]) -> Sequence {
+    match store.append(owner, number, events).await.expect("an append") {
+        Appended::Stored { last, .. } => last,
+        other => panic!("not stored: {other:?}"),
+    }
 }
 
-async fn only_the_last_change_of_an_entry_stays(store: &dyn KnowledgeLog) {
-    let changes = vec![upsert(1, "uno"), Change::Delete(AnswerId(1)), upsert(1, "eins")];
-    assert_eq!(store.append_knowledge(changes).await.expect("an append"), Revision(6));
-    let expected = vec![
-        (Revision(2), upsert(2, "둘")),
-        (Revision(3), Change::Delete(AnswerId(9))),
-        (Revision(6), upsert(1, "eins")),
-    ];
-    assert_eq!(all(store).await, expected);
+/// The whole conversation.
+async fn log(store: &dyn Store, key: &ConversationKey) -> Vec<Event> {
+    let page = store.read(key, After::Sequence(Sequence(0)), ALL, false).await;
+    page.expect("a read").events
 }
 
-async fn a_read_goes_on_after_a_revision_and_keeps_to_its_limit(store: &dyn KnowledgeLog) {
-    let first = store.read_knowledge(Revision(0), 2).await.expect("a read");
-    let rest = store.read_knowledge(first[1].0, 2).await.expect("a read");
-    let both: Vec<_> = first.into_iter().chain(rest).collect();
-    assert_eq!(both, all(store).await);
-    assert_eq!(store.read_knowledge(Revision(6), 10).await.expect("a read"), []);
-    assert_eq!(store.read_knowledge(Revision(u64::MAX), 10).await.expect("a read"), []);
+async fn bodies(store: &dyn Store, key: &ConversationKey) -> Vec<EventBody> {
+    log(store, key).await.into_iter().map(|event| event.body).collect()
 }
 
-async fn many_appends_at_once_get_revisions_of_their_own(store: &dyn KnowledgeLog) {
-    let appends = (100..200).map(|id| store.append_knowledge(vec![upsert(id, "many")]));
-    let outcomes = futures_util::future::join_all(appends).await;
-    let mut revisions: Vec<_> =
-        outcomes.into_iter().map(|outcome| outcome.expect("an append")).collect();
-    revisions.sort_unstable();
-    assert_eq!(revisions, (7..107).map(Revision).collect::<Vec<_>>());
+async fn active(store: &dyn Store, key: &ConversationKey) -> Option<Active> {
+    store.read(key, After::Sequence(Sequence(0)), 1, false).await.expect("a read").active
 }
 
-async fn an_empty_append_changes_nothing(store: &dyn KnowledgeLog) {
-    assert_eq!(store.append_knowledge(Vec::new()).await.expect("an append"), Revision(106));
+/// Waits until the active turn's lease is over, as the store sees it.
+async fn lease_over(store: &dyn Store, key: &ConversationKey, lease: Duration) {
+    let over = async {
+        while !active(store, key).await.expect("an active turn").orphaned {
+            tokio::time::sleep(lease / 20).await;
+        }
+    };
+    timeout(lease * 10 + SOON, over).await.expect("leases end");
+}
+
+/// Takes over what has to be there to take over, once its lease is over.
+async fn reaped(store: &dyn Store, key: &ConversationKey, lease: Duration) -> Reaped {
+    lease_over(store, key, lease).await;
+    store.reap(key).await.expect("a reap").expect("an orphan")
 }

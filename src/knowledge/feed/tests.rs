@@ -3,12 +3,19 @@
 use std::path::Path;
 
 use super::{super::Query, *};
-use crate::{config::StoreUrl, domain::AnswerId, health::Health, store::Embedded};
+use crate::{
+    config::{Config, Sources},
+    domain::AnswerId,
+    health::Health,
+    store::Embedded,
+};
 
 fn store() -> Arc<dyn KnowledgeLog> {
     let mut registry = Registry::default();
     let dependency = Health::new(&mut registry).dependency("store");
-    Arc::new(Embedded::open(&StoreUrl::Memory, false, dependency, &mut registry).expect("a store"))
+    let overrides = vec!["store.url=memory:".to_owned()];
+    let config = Config::load(&Sources { overrides, ..Sources::default() }).expect("settings");
+    Arc::new(Embedded::open(&config.store, false, dependency, &mut registry).expect("a store"))
 }
 
 fn entry(id: i32, question: &str) -> Entry {

@@ -1,9 +1,38 @@
 //! What the embedded store promises beyond the contract: files.
 
-use tempfile::TempDir;
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Instant, SystemTime},
+};
 
-use super::{super::contract, *};
-use crate::{domain::AnswerId, health::Health};
+use redb::{
+    ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    backends::InMemoryBackend,
+};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::{
+    super::{
+        After, Appended, Begin, Begun, ConversationLog as _, KnowledgeLog as _, Owner, Page,
+        TurnOptions,
+        contract::{self, Replicas},
+    },
+    sweep::{DELTAS, Swept, sweep},
+    tables::{CONVERSATIONS, ENDED, EVENTS, IDLE, KNOWLEDGE_LOG, META, REQUESTS},
+    *,
+};
+use crate::{
+    domain::{
+        AnswerId, Change, ConversationId, ConversationKey, EventBody, Failure, FailureReason,
+        Message, RequestId, Sequence,
+    },
+    health::Health,
+};
+
+const LEASE: Duration = Duration::from_millis(500);
+const RETENTION: Duration = Duration::from_hours(1);
 
 fn dependency() -> (Health, Dependency) {
     let health = Health::new(&mut Registry::default());
@@ -12,8 +41,20 @@ fn dependency() -> (Health, Dependency) {
     (health, dependency)
 }
 
+fn config(url: &StoreUrl, lease: Duration) -> config::Store {
+    config::Store { url: url.clone(), retention: RETENTION, lease, detach_grace: Duration::ZERO }
+}
+
 fn open(url: &StoreUrl) -> Result<Embedded, Error> {
-    Embedded::open(url, false, dependency().1, &mut Registry::default())
+    Embedded::open(&config(url, LEASE), false, dependency().1, &mut Registry::default())
+}
+
+/// Two servers cannot have one file, so both replicas are the same one.
+fn replicas(url: &StoreUrl, lease: Duration) -> Replicas {
+    let (config, mut registry) = (config(url, lease), Registry::default());
+    let store = Embedded::open(&config, false, dependency().1, &mut registry).expect("a store");
+    let here = Arc::new(store);
+    Replicas { there: Arc::clone(&here) as _, here, lease, new: true }
 }
 
 fn file(folder: &TempDir) -> (PathBuf, StoreUrl) {
@@ -27,13 +68,26 @@ fn folder() -> TempDir {
 
 #[tokio::test]
 async fn the_contract_holds_in_memory() {
-    contract::holds(&open(&StoreUrl::Memory).expect("a store")).await;
+    contract::holds(&replicas(&StoreUrl::Memory, LEASE)).await;
 }
 
 #[tokio::test]
 async fn the_contract_holds_in_a_file() {
     let folder = folder();
-    contract::holds(&open(&file(&folder).1).expect("a store")).await;
+    contract::holds(&replicas(&file(&folder).1, LEASE)).await;
+}
+
+#[tokio::test]
+async fn random_histories_hold_in_memory() {
+    let replicas = replicas(&StoreUrl::Memory, Duration::from_millis(20));
+    contract::histories(&replicas, 400, Uuid::new_v4().as_u64_pair().0).await;
+}
+
+#[tokio::test]
+async fn random_histories_hold_in_a_file() {
+    let folder = folder();
+    let replicas = replicas(&file(&folder).1, Duration::from_millis(50));
+    contract::histories(&replicas, 32, Uuid::new_v4().as_u64_pair().0).await;
 }
 
 #[tokio::test]
@@ -75,7 +129,8 @@ async fn a_damaged_file_is_refused_and_set_aside_on_request() {
     assert!(error.contains("--set-aside-damaged-store"), "{error}");
     assert_eq!(fs::read(&path).expect("the file"), bytes, "a refusal changes nothing");
 
-    let store = Embedded::open(&url, true, dependency().1, &mut Registry::default());
+    let store =
+        Embedded::open(&config(&url, LEASE), true, dependency().1, &mut Registry::default());
     let store = store.expect("a new store");
     assert_eq!(*store.knowledge_revision().borrow(), Revision(0));
     let aside = path.with_file_name("chatbot.redb.damaged-1");
@@ -88,7 +143,8 @@ async fn a_path_that_cannot_be_had_is_refused_and_never_set_aside() {
     let blocked = folder.path().join("file");
     fs::write(&blocked, "not a folder").expect("a file");
     let url = StoreUrl::File(blocked.join("chatbot.redb"));
-    let opened = Embedded::open(&url, true, dependency().1, &mut Registry::default());
+    let opened =
+        Embedded::open(&config(&url, LEASE), true, dependency().1, &mut Registry::default());
     assert!(matches!(opened, Err(Error::Open { .. })));
     assert_eq!(fs::read_to_string(&blocked).expect("the file"), "not a folder");
 }
@@ -148,7 +204,7 @@ async fn a_full_disk_takes_readiness_and_a_working_one_returns_it() {
     let (path, url) = file(&folder);
     drop(open(&url).expect("a new store"));
     let (health, dependency) = dependency();
-    let store = Embedded::open(&url, false, dependency, &mut Registry::default());
+    let store = Embedded::open(&config(&url, LEASE), false, dependency, &mut Registry::default());
     let store = store.expect("a store");
 
     // The same store, on a disk that is full.

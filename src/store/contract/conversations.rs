@@ -1,0 +1,511 @@
+//! What every store promises about conversations.
+
+use futures_util::{FutureExt as _, future::join_all};
+
+use super::*;
+use crate::{
+    domain::EngineKind,
+    store::{Hint, WATCHED},
+};
+
+/// All of them at once: most of the time is spent on waiting for leases.
+pub(super) async fn holds(replicas: &Replicas) {
+    join_all([
+        of_equal_begins_exactly_one_is_new(replicas).boxed(),
+        a_request_is_known_with_its_end(replicas).boxed(),
+        a_known_request_with_another_payload_is_refused(replicas).boxed(),
+        a_conversation_has_one_turn_at_a_time(replicas).boxed(),
+        a_conversation_is_its_principals(replicas).boxed(),
+        posts_are_logged_once(replicas).boxed(),
+        appends_are_logged_once_and_in_order(replicas).boxed(),
+        a_turn_ends_once(replicas).boxed(),
+        a_cancel_stops_everything_but_the_end(replicas).boxed(),
+        an_append_that_was_stored_before_the_cancel_is_repeated(replicas).boxed(),
+        only_a_turn_can_be_cancelled(replicas).boxed(),
+        a_lease_protects_its_owner(replicas).boxed(),
+        a_reaped_owner_is_fenced(replicas).boxed(),
+        of_many_reaps_one_succeeds(replicas).boxed(),
+        a_reap_tells_what_the_turn_was(replicas).boxed(),
+        an_owner_that_nobody_reaped_goes_on(replicas).boxed(),
+        positions_are_checked(replicas).boxed(),
+        pages_are_the_whole(replicas).boxed(),
+        deltas_outlive_the_next_turn(replicas).boxed(),
+        readers_are_seen(replicas).boxed(),
+        hints_arrive(replicas).boxed(),
+    ])
+    .await;
+}
+
+async fn of_equal_begins_exactly_one_is_new(Replicas { here, there, .. }: &Replicas) {
+    let (key, begin) = (fresh(), says(request(), "hello"));
+    let begins = (0..60).map(|n| if n % 2 == 0 { here } else { there }.begin(&key, &begin));
+    let (mut new, mut starts) = (0, Vec::new());
+    for begun in join_all(begins).await {
+        match begun.expect("a begin") {
+            Begun::New { owner, start } => {
+                assert_eq!((&owner.key, owner.turn), (&key, begin.message.request));
+                new += 1;
+                starts.push(start);
+            }
+            Begun::Known { start, end: None } => starts.push(start),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((new, starts.len()), (1, 60));
+    let log = log(&**there, &key).await;
+    assert_eq!(log.len(), 1);
+    assert_eq!(log[0].body, EventBody::Posted(begin.message.clone()));
+    assert_eq!(log[0].turn, Some(begin.message.request));
+    assert!(starts.iter().all(|start| *start == log[0].position.sequence));
+    assert!(log[0].time.elapsed().unwrap_or_default() < SOON);
+}
+
+async fn a_request_is_known_with_its_end(Replicas { here, there, .. }: &Replicas) {
+    let (key, begin) = (fresh(), says(request(), "hello"));
+    let (owner, start) = new_turn(&**here, &key, &begin).await;
+    let known = there.begin(&key, &begin).await.expect("a begin");
+    assert_eq!(known, Begun::Known { start, end: None });
+    let end = stored(&**here, &owner, 1, &[delta("hi"), completed("hi")]).await;
+    let (_, second) = new_turn(&**there, &key, &says(request(), "and?")).await;
+    assert!(second > end && end > start);
+    // Known also while another turn is active, and where the conversation has to exist.
+    let existing = Begin { existing: true, ..begin };
+    let known = here.begin(&key, &existing).await.expect("a begin");
+    assert_eq!(known, Begun::Known { start, end: Some(end) });
+}
+
+async fn a_known_request_with_another_payload_is_refused(Replicas { here, there, .. }: &Replicas) {
+    let (key, begin) = (fresh(), says(request(), "hello"));
+    let (owner, _) = new_turn(&**here, &key, &begin).await;
+    let mut others = [says(begin.message.request, "bye"), begin.clone(), begin.clone()];
+    others[1].options.engine = Some(EngineKind::Generative);
+    others[2].options.language = Some("ko".to_owned());
+    for finished in [false, true] {
+        for other in &others {
+            let refused = there.begin(&key, other).await;
+            assert!(matches!(refused, Err(Error::Reused)), "{refused:?}");
+        }
+        // The same text, but it wants no answer.
+        let refused = there.post(&key, &begin).await;
+        assert!(matches!(refused, Err(Error::Reused)), "{refused:?}");
+        if !finished {
+            stored(&**here, &owner, 1, &[completed("hi")]).await;
+        }
+    }
+    let posted = says(request(), "by the way");
+    here.post(&key, &posted).await.expect("a post");
+    let refused = there.begin(&key, &posted).await;
+    assert!(matches!(refused, Err(Error::Reused)), "{refused:?}");
+    let refused = there.post(&key, &says(posted.message.request, "bye")).await;
+    assert!(matches!(refused, Err(Error::Reused)), "{refused:?}");
+    assert_eq!(log(&**here, &key).await.len(), 3);
+}
+
+async fn a_conversation_has_one_turn_at_a_time(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let begins: Vec<_> = (0..20).map(|n| says(request(), &format!("hello {n}"))).collect();
+    let begins = begins.iter().map(|begin| there.begin(&key, begin));
+    let mut owners = Vec::new();
+    let mut busy = Vec::new();
+    for begun in join_all(begins).await {
+        match begun.expect("a begin") {
+            Begun::New { owner, .. } => owners.push(owner),
+            Begun::Busy { turn, orphaned: false } => busy.push(turn),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((owners.len(), busy.len()), (1, 19));
+    assert!(busy.iter().all(|turn| *turn == owners[0].turn));
+    let expected = Some(Active { turn: owners[0].turn, orphaned: false });
+    assert_eq!(active(&**here, &key).await, expected);
+    // Nothing of a refused one was kept: it may come again.
+    assert_eq!(log(&**here, &key).await.len(), 1);
+    stored(&**here, &owners[0], 1, &[completed("hi")]).await;
+    assert_eq!(active(&**here, &key).await, None);
+    let (next, _) = new_turn(&**here, &key, &says(request(), "more")).await;
+    assert!(next.epoch > owners[0].epoch);
+}
+
+async fn a_conversation_is_its_principals(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let begin = Begin { existing: true, ..says(request(), "hello") };
+    let missing = [
+        here.begin(&key, &begin).await.map(|_| ()),
+        here.post(&key, &begin).await.map(|_| ()),
+        here.cancel(&key, request()).await,
+        here.read(&key, After::Sequence(Sequence(0)), 10, true).await.map(|_| ()),
+        here.read(&key, After::Position(Position::random(Sequence(1))), 10, true).await.map(|_| ()),
+    ];
+    assert!(missing.iter().all(|o| matches!(o, Err(Error::NotFound))), "{missing:?}");
+    assert_eq!(here.reap(&key).await.expect("a reap"), None);
+    let nobody = Owner { key: key.clone(), turn: request(), epoch: 1 };
+    let fenced = here.append(&nobody, 1, &[delta("x")]).await.expect("an append");
+    assert_eq!(fenced, Appended::Fenced);
+
+    new_turn(&**here, &key, &says(request(), "hello")).await;
+    let other = ConversationKey::new("mallory", key.id());
+    let refused = there.begin(&other, &begin).await;
+    assert!(matches!(refused, Err(Error::NotFound)), "{refused:?}");
+    let refused = there.read(&other, After::Sequence(Sequence(0)), 10, false).await;
+    assert!(matches!(refused, Err(Error::NotFound)), "{refused:?}");
+}
+
+async fn posts_are_logged_once(Replicas { here, there, .. }: &Replicas) {
+    let (key, post) = (fresh(), says(request(), "by the way"));
+    let posts = (0..20).map(|n| if n % 2 == 0 { here } else { there }.post(&key, &post));
+    let places: Vec<_> =
+        join_all(posts).await.into_iter().map(|place| place.expect("a post")).collect();
+    let only = log(&**there, &key).await;
+    assert_eq!(only.len(), 1);
+    assert!(places.iter().all(|place| *place == only[0].position.sequence));
+    assert_eq!((only[0].turn, &only[0].body), (None, &EventBody::Posted(post.message.clone())));
+    assert_eq!(active(&**here, &key).await, None);
+
+    // It neither waits for a turn nor disturbs it.
+    let (owner, start) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    stored(&**here, &owner, 1, &[delta("a")]).await;
+    let second = there.post(&key, &says(request(), "me too")).await.expect("a post");
+    let last = stored(&**here, &owner, 2, &[delta("b"), completed("ab")]).await;
+    assert!(places[0] < start && start < second && second < last);
+    assert_eq!(there.post(&key, &post).await.expect("a post"), places[0]);
+    assert_eq!(log(&**here, &key).await.len(), 6);
+}
+
+async fn appends_are_logged_once_and_in_order(Replicas { here, there, .. }: &Replicas) {
+    let (key, begin) = (fresh(), says(request(), "hello"));
+    let (owner, start) = new_turn(&**here, &key, &begin).await;
+    let renewed = stored(&**here, &owner, 1, &[]).await;
+    assert_eq!(renewed, start, "the turn's newest event is its message");
+    let first = stored(&**here, &owner, 1, &[delta("a"), delta("b")]).await;
+    let second = stored(&**here, &owner, 3, &[delta("c")]).await;
+    assert!(start < first && first < second);
+    // A repetition is known, at any replica; so is an older one.
+    assert_eq!(stored(&**there, &owner, 3, &[delta("c")]).await, second);
+    stored(&**here, &owner, 1, &[delta("a"), delta("b")]).await;
+    assert_eq!(stored(&**there, &owner, 4, &[]).await, second);
+    // A gap means that the store has lost something.
+    let gap = here.append(&owner, 5, &[delta("e")]).await.expect("an append");
+    assert_eq!(gap, Appended::Fenced);
+    for epoch in [owner.epoch - 1, owner.epoch + 1] {
+        let stranger = Owner { epoch, ..owner.clone() };
+        let fenced = here.append(&stranger, 4, &[delta("d")]).await.expect("an append");
+        assert_eq!(fenced, Appended::Fenced);
+    }
+    let stranger = Owner { turn: request(), ..owner.clone() };
+    let fenced = here.append(&stranger, 4, &[delta("d")]).await.expect("an append");
+    assert_eq!(fenced, Appended::Fenced);
+
+    let log = log(&**there, &key).await;
+    let (message, rest) = (EventBody::Posted(begin.message), ["a", "b", "c"].map(delta));
+    let expected: Vec<_> = [message].into_iter().chain(rest).collect();
+    assert_eq!(log.iter().map(|event| event.body.clone()).collect::<Vec<_>>(), expected);
+    assert!(log.iter().all(|event| event.turn == Some(owner.turn)));
+    assert!(log.is_sorted_by(|a, b| a.position.sequence < b.position.sequence));
+}
+
+async fn a_turn_ends_once(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    stored(&**here, &owner, 1, &[delta("hi")]).await;
+    let end = [delta("!"), completed("hi!")];
+    let last = stored(&**here, &owner, 2, &end).await;
+    assert_eq!(active(&**there, &key).await, None);
+    // Its outcome may have been lost on the way: it can be repeated until the next turn begins.
+    assert_eq!(stored(&**there, &owner, 2, &end).await, last);
+    there.post(&key, &says(request(), "thanks")).await.expect("a post");
+    assert_eq!(stored(&**here, &owner, 2, &end).await, last);
+    for (number, events) in [(4, &[delta("?")][..]), (4, &[completed("again")])] {
+        let late = here.append(&owner, number, events).await.expect("an append");
+        assert_eq!(late, Appended::Fenced);
+    }
+    assert_eq!(here.reap(&key).await.expect("a reap"), None);
+    new_turn(&**there, &key, &says(request(), "more")).await;
+    let late = here.append(&owner, 2, &end).await.expect("an append");
+    assert_eq!(late, Appended::Fenced);
+    let ends = log(&**here, &key).await.into_iter().filter(|event| event.body.is_terminal());
+    assert_eq!(ends.map(|event| event.position.sequence).collect::<Vec<_>>(), [last]);
+}
+
+async fn a_cancel_stops_everything_but_the_end(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, start) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    let first = stored(&**here, &owner, 1, &[delta("hi")]).await;
+    for _ in 0..2 {
+        there.cancel(&key, owner.turn).await.expect("a cancel");
+    }
+    for events in [&[delta("no")][..], &[]] {
+        let cancelled = here.append(&owner, 2, events).await.expect("an append");
+        assert_eq!(cancelled, Appended::Cancelled);
+    }
+    assert_eq!(log(&**here, &key).await.len(), 2);
+    // The refusal renews the lease all the same.
+    lease_over(&**there, &key, *lease).await;
+    let cancelled = here.append(&owner, 2, &[]).await.expect("an append");
+    assert_eq!(cancelled, Appended::Cancelled);
+    assert_eq!(there.reap(&key).await.expect("a reap"), None);
+    let last = stored(&**here, &owner, 2, &[completed("hi")]).await;
+    assert!(start < first && first < last);
+    assert_eq!(log(&**there, &key).await.len(), 3);
+}
+
+/// It was stored, whatever came after it; "nothing was stored" would be a lie, and the owner's next
+/// number wrong.
+async fn an_append_that_was_stored_before_the_cancel_is_repeated(
+    Replicas { here, there, .. }: &Replicas,
+) {
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    let last = stored(&**here, &owner, 1, &[delta("hi")]).await;
+    there.cancel(&key, owner.turn).await.expect("a cancel");
+    assert_eq!(stored(&**here, &owner, 1, &[delta("hi")]).await, last);
+    stored(&**here, &owner, 2, &[completed("hi")]).await;
+    assert_eq!(log(&**here, &key).await.len(), 3);
+}
+
+async fn only_a_turn_can_be_cancelled(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    let post = says(request(), "by the way");
+    here.post(&key, &post).await.expect("a post");
+    for unknown in [request(), post.message.request] {
+        let refused = there.cancel(&key, unknown).await;
+        assert!(matches!(refused, Err(Error::NotFound)), "{refused:?}");
+    }
+    stored(&**here, &owner, 1, &[completed("hi")]).await;
+    there.cancel(&key, owner.turn).await.expect("it is over, and stays so");
+    // The cancel of a turn that is over is not one of the next.
+    let (next, _) = new_turn(&**here, &key, &says(request(), "more")).await;
+    there.cancel(&key, owner.turn).await.expect("it is over, and stays so");
+    stored(&**here, &next, 1, &[delta("x")]).await;
+    assert_eq!(bodies(&**there, &key).await.len(), 5);
+}
+
+async fn a_lease_protects_its_owner(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, start) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    assert_eq!(there.reap(&key).await.expect("a reap"), None);
+    let renewals = async {
+        for _ in 0..10 {
+            tokio::time::sleep(*lease / 4).await;
+            assert_eq!(stored(&**here, &owner, 1, &[]).await, start);
+            assert_eq!(there.reap(&key).await.expect("a reap"), None);
+        }
+    };
+    timeout(*lease * 10 + SOON, renewals).await.expect("renewals");
+}
+
+async fn a_reaped_owner_is_fenced(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    let (frozen, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    lease_over(&**there, &key, *lease).await;
+    let busy = there.begin(&key, &says(request(), "me")).await.expect("a begin");
+    assert_eq!(busy, Begun::Busy { turn: frozen.turn, orphaned: true });
+    let taken = there.reap(&key).await.expect("a reap").expect("an orphan");
+    assert_eq!((taken.owner.turn, &taken.owner.key), (frozen.turn, &key));
+    assert!(taken.owner.epoch > frozen.epoch);
+    let busy = here.begin(&key, &says(request(), "me")).await.expect("a begin");
+    assert_eq!(busy, Begun::Busy { turn: frozen.turn, orphaned: false });
+    // It thaws, and can do nothing: neither go on nor end the turn.
+    for events in [&[][..], &[delta("late")], &[completed("late")]] {
+        let fenced = here.append(&frozen, 1, events).await.expect("an append");
+        assert_eq!(fenced, Appended::Fenced);
+    }
+    stored(&**there, &taken.owner, 1, &[delta("hi"), completed("hi")]).await;
+    let fenced = here.append(&frozen, 1, &[completed("late")]).await.expect("an append");
+    assert_eq!(fenced, Appended::Fenced);
+    assert_eq!(bodies(&**here, &key).await[1..], [delta("hi"), completed("hi")]);
+}
+
+async fn of_many_reaps_one_succeeds(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    new_turn(&**here, &key, &says(request(), "hello")).await;
+    lease_over(&**there, &key, *lease).await;
+    let reaps = (0..20).map(|n| if n % 2 == 0 { here } else { there }.reap(&key));
+    let taken: Vec<_> =
+        join_all(reaps).await.into_iter().filter_map(|reap| reap.expect("a reap")).collect();
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    stored(&**here, &taken[0].owner, 1, &[completed("hi")]).await;
+}
+
+async fn a_reap_tells_what_the_turn_was(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    let options =
+        TurnOptions { engine: Some(EngineKind::Augmented), language: Some("ko-KR".to_owned()) };
+    let begin = Begin { options: options.clone(), ..says(request(), "hello") };
+    let (first, start) = new_turn(&**here, &key, &begin).await;
+    let taken = reaped(&**there, &key, *lease).await;
+    let (attempt, visible, cancelled) = (2, false, false);
+    let owner = taken.owner.clone();
+    let expected = Reaped { owner, start, attempt, visible, cancelled, options: options.clone() };
+    assert_eq!(taken, expected);
+    assert_eq!(taken.owner.turn, first.turn);
+
+    // The new owner counts from 1.
+    stored(&**there, &taken.owner, 1, &[delta("half an ")]).await;
+    here.cancel(&key, first.turn).await.expect("a cancel");
+    let second = reaped(&**here, &key, *lease).await;
+    let owner = second.owner.clone();
+    assert!(owner.epoch > taken.owner.epoch);
+    let expected = Reaped { owner, start, attempt: 3, visible: true, cancelled: true, options };
+    assert_eq!(second, expected);
+    let cancelled = here.append(&second.owner, 1, &[delta("x")]).await.expect("an append");
+    assert_eq!(cancelled, Appended::Cancelled);
+    stored(&**here, &second.owner, 1, &[interrupted("half an ")]).await;
+    assert_eq!(active(&**there, &key).await, None);
+}
+
+async fn an_owner_that_nobody_reaped_goes_on(Replicas { here, there, lease, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    lease_over(&**there, &key, *lease).await;
+    stored(&**here, &owner, 1, &[delta("hi")]).await;
+    assert!(!active(&**there, &key).await.expect("a turn").orphaned);
+    assert_eq!(there.reap(&key).await.expect("a reap"), None);
+    lease_over(&**there, &key, *lease).await;
+    stored(&**here, &owner, 2, &[completed("hi")]).await;
+}
+
+async fn positions_are_checked(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    stored(&**here, &owner, 1, &[delta("a"), delta("b")]).await;
+    stored(&**here, &owner, 3, &[completed("ab")]).await;
+    let log = log(&**here, &key).await;
+    // Every event is a position, a delta and the last one too.
+    for (at, event) in log.iter().enumerate() {
+        let after = After::Position(event.position);
+        let page = there.read(&key, after, 10, false).await.expect("a read");
+        assert_eq!(page.events, log[at + 1..]);
+        let after = After::Sequence(event.position.sequence);
+        let page = there.read(&key, after, 10, false).await.expect("a read");
+        assert_eq!(page.events, log[at + 1..]);
+    }
+    let last = log[3].position;
+    let mut unknown = [last; 4];
+    unknown[0].tag ^= 1;
+    unknown[1].sequence.0 += 1;
+    unknown[2].sequence.0 = 0;
+    unknown[3].sequence.0 = u64::MAX;
+    for position in unknown {
+        let refused = there.read(&key, After::Position(position), 10, false).await;
+        assert!(matches!(refused, Err(Error::PositionUnknown)), "{refused:?}");
+    }
+    let after = After::Sequence(Sequence(u64::MAX));
+    assert_eq!(there.read(&key, after, 10, false).await.expect("a read").events, []);
+}
+
+async fn pages_are_the_whole(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    for turn in 0..3 {
+        let (owner, _) = new_turn(&**here, &key, &says(request(), &format!("{turn}"))).await;
+        let deltas: Vec<_> = (0..5).map(|n| delta(&format!("{turn}.{n}"))).collect();
+        stored(&**here, &owner, 1, &deltas).await;
+        here.post(&key, &says(request(), "me too")).await.expect("a post");
+        stored(&**here, &owner, 6, &[completed("done")]).await;
+    }
+    let whole = log(&**there, &key).await;
+    for most in [1, 2, 7, 1_000] {
+        let mut pages = Vec::new();
+        let mut after = After::Sequence(Sequence(0));
+        loop {
+            let page = there.read(&key, after, most, false).await.expect("a read").events;
+            assert!(page.len() <= most);
+            let Some(last) = page.last() else { break };
+            after = After::Position(last.position);
+            pages.extend(page);
+        }
+        assert_eq!(pages, whole, "in pages of {most}");
+    }
+}
+
+/// Deltas are kept until the next turn but one begins; everything else stays.
+async fn deltas_outlive_the_next_turn(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let mut seen = None;
+    for turn in 0..4 {
+        let text = format!("turn {turn}");
+        let (owner, _) = new_turn(&**here, &key, &says(request(), &text)).await;
+        if let Some(first) = seen {
+            let page = there.read(&key, After::Position(first), 10, false).await;
+            let page = page.expect("the position is one of the last turn");
+            assert_eq!(page.events[0].body, delta("second"));
+        }
+        let first = stored(&**here, &owner, 1, &[delta("first")]).await;
+        stored(&**here, &owner, 2, &[delta("second"), completed(&text)]).await;
+        let log = log(&**there, &key).await;
+        seen = log.iter().map(|event| event.position).find(|at| at.sequence == first);
+        assert!(seen.is_some());
+    }
+    let bodies = bodies(&**there, &key).await;
+    assert_eq!(bodies.iter().filter(|body| matches!(body, EventBody::Posted(_))).count(), 4);
+    assert_eq!(bodies.iter().filter(|body| body.is_terminal()).count(), 4);
+}
+
+async fn readers_are_seen(Replicas { here, there, .. }: &Replicas) {
+    async fn watched(store: &dyn Store, owner: &Owner) -> bool {
+        match store.append(owner, 1, &[]).await.expect("a renewal") {
+            Appended::Stored { watched, .. } => watched,
+            other => panic!("{other:?}"),
+        }
+    }
+    let key = fresh();
+    let (owner, _) = new_turn(&**here, &key, &says(request(), "hello")).await;
+    assert!(!watched(&**here, &owner).await);
+    let start = After::Sequence(Sequence(0));
+    there.read(&key, start, 10, false).await.expect("a read");
+    assert!(!watched(&**here, &owner).await);
+    there.read(&key, start, 10, true).await.expect("a read");
+    assert!(watched(&**here, &owner).await);
+    let over = async {
+        while watched(&**here, &owner).await {
+            tokio::time::sleep(WATCHED / 20).await;
+        }
+    };
+    timeout(WATCHED + SOON, over).await.expect("nobody reads any more");
+}
+
+async fn hints_arrive(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let mut hints = [here.hint(&key), there.hint(&key)];
+    // A subscription may take a moment; until then hints are lost.
+    let subscribed = async {
+        for hint in &mut hints {
+            loop {
+                here.post(&key, &says(request(), "anybody?")).await.expect("a post");
+                if timeout(SOON / 50, hint.changed()).await.is_ok() {
+                    break;
+                }
+            }
+        }
+    };
+    timeout(SOON, subscribed).await.expect("subscriptions");
+    quiet(&mut hints).await;
+    there.post(&key, &says(request(), "hello?")).await.expect("a post");
+    woken(&mut hints).await;
+    let (owner, _) = new_turn(&**there, &key, &says(request(), "hello")).await;
+    woken(&mut hints).await;
+    stored(&**here, &owner, 1, &[delta("hi")]).await;
+    woken(&mut hints).await;
+    let before = hints.each_ref().map(Hint::cancels);
+    there.cancel(&key, owner.turn).await.expect("a cancel");
+    woken(&mut hints).await;
+    for (hint, before) in hints.iter().zip(before) {
+        assert!(hint.cancels() > before);
+    }
+    stored(&**there, &owner, 2, &[completed("hi")]).await;
+    woken(&mut hints).await;
+}
+
+async fn woken(hints: &mut [Hint; 2]) {
+    for hint in hints.iter_mut() {
+        timeout(SOON, hint.changed()).await.expect("a hint");
+    }
+    quiet(hints).await;
+}
+
+/// Takes the hints that are still on their way.
+async fn quiet(hints: &mut [Hint; 2]) {
+    for hint in hints {
+        while timeout(SOON / 100, hint.changed()).await.is_ok() {}
+    }
+}

@@ -1,0 +1,111 @@
+//! Conversations in the file: steps go to the writer, reads use a snapshot beside it.
+
+use std::sync::Arc;
+
+use redb::{Database, ReadableDatabase as _};
+
+use super::{
+    super::{
+        Active, After, Appended, Begin, Begun, ConversationLog, Error, Hint, Owner, Page, Reaped,
+    },
+    Embedded,
+    file::down,
+    leases::Leases,
+    records::Conversation,
+    tables::{CONVERSATIONS, EVENTS, decode, named},
+    turns,
+};
+use crate::domain::{ConversationDigest, ConversationKey, Event, EventBody, RequestId, Sequence};
+
+#[async_trait::async_trait]
+impl ConversationLog for Embedded {
+    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+        let (leases, key, begin) = (Arc::clone(&self.leases), key.clone(), begin.clone());
+        self.change(move |tables| turns::begin(tables, &leases, &key, &begin)).await
+    }
+
+    async fn append(
+        &self,
+        owner: &Owner,
+        number: u64,
+        events: &[EventBody],
+    ) -> Result<Appended, Error> {
+        let (leases, owner, events) = (Arc::clone(&self.leases), owner.clone(), events.to_vec());
+        self.change(move |tables| turns::append(tables, &leases, &owner, number, &events)).await
+    }
+
+    async fn post(&self, key: &ConversationKey, begin: &Begin) -> Result<Sequence, Error> {
+        let (key, begin) = (key.clone(), begin.clone());
+        self.change(move |tables| turns::post(tables, &key, &begin)).await
+    }
+
+    async fn cancel(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
+        let digest = key.digest();
+        self.change(move |tables| turns::cancel(tables, digest, turn)).await
+    }
+
+    async fn reap(&self, key: &ConversationKey) -> Result<Option<Reaped>, Error> {
+        let (leases, key) = (Arc::clone(&self.leases), key.clone());
+        self.change(move |tables| turns::reap(tables, &leases, &key)).await
+    }
+
+    async fn read(
+        &self,
+        key: &ConversationKey,
+        after: After,
+        most: usize,
+        watching: bool,
+    ) -> Result<Page, Error> {
+        let (leases, digest) = (Arc::clone(&self.leases), key.digest());
+        self.look(move |database| {
+            let page = read(database, &leases, digest, after, most)?;
+            if watching && page.active.is_some() {
+                leases.watch(digest);
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    fn hint(&self, key: &ConversationKey) -> Hint {
+        self.hints.subscribe(key.digest()).0
+    }
+}
+
+fn read(
+    database: &Database,
+    leases: &Leases,
+    digest: ConversationDigest,
+    after: After,
+    most: usize,
+) -> Result<Page, Error> {
+    let transaction = database.begin_read().map_err(down)?;
+    let conversations = transaction.open_table(CONVERSATIONS).map_err(down)?;
+    let events = transaction.open_table(EVENTS).map_err(down)?;
+    let what = || named(&digest.0);
+    let conversation = conversations.get(&digest.0).map_err(down)?.ok_or(Error::NotFound)?;
+    let conversation: Conversation = decode(conversation.value(), what)?;
+    let active = conversation
+        .active()
+        .map(|turn| Active { turn: turn.request, orphaned: leases.over(digest) });
+    let after = match after {
+        After::Sequence(sequence) => sequence,
+        After::Position(position) => {
+            let event = events.get((&digest.0, position.sequence.0)).map_err(down)?;
+            let event: Event = decode(event.ok_or(Error::PositionUnknown)?.value(), what)?;
+            if event.position != position {
+                return Err(Error::PositionUnknown);
+            }
+            position.sequence
+        }
+    };
+    // Nothing comes after the greatest number.
+    let Some(from) = after.0.checked_add(1) else { return Ok(Page { events: Vec::new(), active }) };
+    let events = events
+        .range((&digest.0, from)..=(&digest.0, u64::MAX))
+        .map_err(down)?
+        .take(most)
+        .map(|row| decode(row.map_err(down)?.1.value(), what))
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok(Page { events, active })
+}

@@ -1,0 +1,194 @@
+//! The tables of the file, and what a transaction of the writer does with them.
+//!
+//! Values are JSON: they are read far less often than written, are small, and can be looked at. Keys
+//! are of fixed size and in the order in which they are read.
+
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, StorageError, Table, TableDefinition,
+    WriteTransaction,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    super::Error,
+    file::down,
+    records::{Conversation, Request},
+};
+use crate::domain::{Change, ConversationDigest, Event, Revision};
+
+/// The digest of a conversation, or the id of a request.
+pub(super) type Id = [u8; 16];
+/// A definition whose keys and values are borrowed.
+type Definition<K, V> = TableDefinition<'static, K, V>;
+
+/// Facts about the file: `format`, `knowledge_revision`.
+pub(super) const META: Definition<&str, u64> = TableDefinition::new("meta");
+/// Changes by revision.
+pub(super) const KNOWLEDGE_LOG: Definition<u64, &[u8]> = TableDefinition::new("knowledge_log");
+/// Each entry's last revision, by answer id. Only that change stays in the log.
+pub(super) const KNOWLEDGE_LATEST: Definition<i32, u64> = TableDefinition::new("knowledge_latest");
+/// [`Conversation`] by digest.
+pub(super) const CONVERSATIONS: Definition<&Id, &[u8]> = TableDefinition::new("conversations");
+/// [`Event`] by digest and sequence.
+pub(super) const EVENTS: Definition<(&Id, u64), &[u8]> = TableDefinition::new("events");
+/// [`Request`] by digest and request id.
+pub(super) const REQUESTS: Definition<(&Id, &Id), &[u8]> = TableDefinition::new("requests");
+/// One row for each conversation: a time, in milliseconds, before which it is not forgotten, and its
+/// digest. Not moved with every event, only when that time has come.
+pub(super) const IDLE: Definition<(u64, &Id), ()> = TableDefinition::new("idle");
+/// Turns whose deltas have not expired: when the turn ended, its digest and its start; its end.
+pub(super) const ENDED: Definition<(u64, &Id, u64), u64> = TableDefinition::new("ended");
+
+/// The layout of the tables. A newer one is refused, never guessed at. 1 had no conversations.
+pub(super) const FORMAT: u64 = 2;
+
+/// Why a job has failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// This job alone; it has changed nothing.
+    Refused(Error),
+    /// The database, and with it everything in the transaction.
+    Database(Error),
+}
+
+impl Fault {
+    /// Where there is one job only, it does not matter which.
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Refused(error) | Self::Database(error) => error,
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<StorageError> for Fault {
+    fn from(error: StorageError) -> Self {
+        Self::Database(down(error))
+    }
+}
+
+/// The tables, open in one transaction.
+pub(super) struct Tables<'t> {
+    pub(super) meta: Table<'t, &'static str, u64>,
+    pub(super) knowledge_log: Table<'t, u64, &'static [u8]>,
+    pub(super) knowledge_latest: Table<'t, i32, u64>,
+    pub(super) conversations: Table<'t, &'static Id, &'static [u8]>,
+    pub(super) events: Table<'t, (&'static Id, u64), &'static [u8]>,
+    pub(super) requests: Table<'t, (&'static Id, &'static Id), &'static [u8]>,
+    pub(super) idle: Table<'t, (u64, &'static Id), ()>,
+    pub(super) ended: Table<'t, (u64, &'static Id, u64), u64>,
+    pub(super) effects: Effects,
+}
+
+/// What has to be told after the commit, if there is something to commit.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) changed: bool,
+    pub(super) revision: Option<Revision>,
+    pub(super) grown: Vec<ConversationDigest>,
+    pub(super) cancelled: Vec<ConversationDigest>,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, Error> {
+        Ok(Self {
+            meta: transaction.open_table(META).map_err(down)?,
+            knowledge_log: transaction.open_table(KNOWLEDGE_LOG).map_err(down)?,
+            knowledge_latest: transaction.open_table(KNOWLEDGE_LATEST).map_err(down)?,
+            conversations: transaction.open_table(CONVERSATIONS).map_err(down)?,
+            events: transaction.open_table(EVENTS).map_err(down)?,
+            requests: transaction.open_table(REQUESTS).map_err(down)?,
+            idle: transaction.open_table(IDLE).map_err(down)?,
+            ended: transaction.open_table(ENDED).map_err(down)?,
+            effects: Effects::default(),
+        })
+    }
+}
+
+/// Runs `change` in a transaction of its own, and commits it if it has changed something.
+pub(super) fn write<T>(
+    database: &Database,
+    change: impl FnOnce(&mut Tables<'_>) -> Result<T, Error>,
+) -> Result<(T, Effects), Error> {
+    let transaction = database.begin_write().map_err(down)?;
+    let (outcome, effects) = {
+        let mut tables = Tables::open(&transaction)?;
+        let outcome = change(&mut tables)?;
+        (outcome, std::mem::take(&mut tables.effects))
+    };
+    if effects.changed {
+        // The default durability: returns after the fsync.
+        transaction.commit().map_err(down)?;
+    } else {
+        transaction.abort().map_err(down)?;
+    }
+    Ok((outcome, effects))
+}
+
+pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+pub(super) fn decode<T: DeserializeOwned>(
+    bytes: &[u8],
+    what: impl FnOnce() -> String,
+) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| Error::Corrupt(format!("{}: {error}", what())))
+}
+
+/// Makes the tables where they are missing, and checks the format by a write that reaches the disk.
+pub(super) fn prepare(database: &Database) -> Result<Revision, Error> {
+    let (newest, _) = write(database, |tables| {
+        let format = tables.meta.get("format").map_err(down)?.map(|format| format.value());
+        if let Some(newer) = format.filter(|format| *format > FORMAT) {
+            return Err(Error::Newer { format: newer, known: FORMAT });
+        }
+        tables.meta.insert("format", FORMAT).map_err(down)?;
+        tables.effects.changed = true;
+        let newest = tables.meta.get("knowledge_revision").map_err(down)?;
+        Ok(newest.map_or(0, |revision| revision.value()))
+    })?;
+    Ok(Revision(newest))
+}
+
+/// Reads all of it once, which an open alone does not: damage must show at the start, not in the first
+/// question.
+pub(super) fn sound(database: &Database) -> Result<(), Error> {
+    prepare(database)?;
+    let transaction = database.begin_read().map_err(down)?;
+    for row in transaction.open_table(KNOWLEDGE_LOG).map_err(down)?.iter().map_err(down)? {
+        let (revision, change) = row.map_err(down)?;
+        let what = || format!("knowledge revision {}", revision.value());
+        decode::<Change>(change.value(), what)?;
+    }
+    for row in transaction.open_table(CONVERSATIONS).map_err(down)?.iter().map_err(down)? {
+        let (digest, conversation) = row.map_err(down)?;
+        decode::<Conversation>(conversation.value(), || named(digest.value()))?;
+    }
+    for row in transaction.open_table(EVENTS).map_err(down)?.iter().map_err(down)? {
+        let (key, event) = row.map_err(down)?;
+        let (digest, sequence) = key.value();
+        decode::<Event>(event.value(), || format!("{}, event {sequence}", named(digest)))?;
+    }
+    for row in transaction.open_table(REQUESTS).map_err(down)?.iter().map_err(down)? {
+        let (key, request) = row.map_err(down)?;
+        decode::<Request>(request.value(), || named(key.value().0))?;
+    }
+    for row in transaction.open_table(IDLE).map_err(down)?.iter().map_err(down)? {
+        row.map_err(down)?;
+    }
+    for row in transaction.open_table(ENDED).map_err(down)?.iter().map_err(down)? {
+        row.map_err(down)?;
+    }
+    Ok(())
+}
+
+/// How a conversation is called where something is wrong with it.
+pub(super) fn named(digest: &Id) -> String {
+    format!("conversation {}", ConversationDigest(*digest))
+}

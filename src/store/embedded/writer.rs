@@ -1,0 +1,219 @@
+//! The thread that writes.
+//!
+//! It takes all jobs that wait for it into one transaction (group commit), so that many callers share
+//! one fsync, and answers them after it. A job that is refused harms no other; a database that fails
+//! fails all of them, and then the file is opened again, at most once a second, until that works.
+//! Meanwhile the store is down and says so to `health`.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot, watch,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    super::{Error, hints::Hints},
+    file::{File, guarded},
+    leases::Leases,
+    sweep::{Swept, sweep},
+    tables::{Effects, Fault, Tables, write},
+};
+use crate::{domain::Revision, health::Dependency};
+
+/// Jobs that share a commit at most.
+const GROUP: usize = 128;
+/// How often a store that is down is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often old things are looked for.
+const SWEEP: Duration = Duration::from_mins(1);
+
+/// A change that somebody waits for. It is dropped, and its caller learns so, if the store is down.
+pub(super) type Job = Box<dyn FnOnce(&mut Tables<'_>) -> Result<Answer, Error> + Send>;
+/// Tells the caller what became of its job, once that is on the disk.
+type Answer = Box<dyn FnOnce() + Send>;
+
+/// A job for the writer, and where its outcome arrives.
+pub(super) fn job<T: Send + 'static>(
+    change: impl FnOnce(&mut Tables<'_>) -> Result<T, Fault> + Send + 'static,
+) -> (Job, oneshot::Receiver<Result<T, Error>>) {
+    let (caller, outcome) = oneshot::channel();
+    let job = move |tables: &mut Tables<'_>| {
+        let outcome = match change(tables) {
+            Ok(outcome) => Ok(outcome),
+            Err(Fault::Refused(error)) => Err(error),
+            Err(Fault::Database(error)) => return Err(error),
+        };
+        let answer: Answer = Box::new(move || {
+            let _ = caller.send(outcome);
+        });
+        Ok(answer)
+    };
+    (Box::new(job), outcome)
+}
+
+pub(super) struct Writer {
+    pub(super) file: Arc<File>,
+    pub(super) queue: mpsc::Receiver<Job>,
+    pub(super) revision: watch::Sender<Revision>,
+    pub(super) hints: Hints,
+    pub(super) leases: Arc<Leases>,
+    pub(super) retention: Duration,
+    pub(super) dependency: Dependency,
+    pub(super) metrics: Metrics,
+}
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        let mut sweeps = Instant::now() + SWEEP;
+        while let Some(group) = self.next(sweeps) {
+            let written = if group.is_empty() { Ok(()) } else { self.group(group) };
+            let swept = written.and_then(|()| {
+                if Instant::now() >= sweeps {
+                    let more = self.sweep()?.more;
+                    sweeps = Instant::now() + if more { Duration::ZERO } else { SWEEP };
+                }
+                Ok(())
+            });
+            let Err(error) = swept else { continue };
+            error!(%error, "the store failed, it is down until a write succeeds");
+            self.metrics.failures.inc();
+            self.dependency.down();
+            if !self.recover() {
+                return;
+            }
+        }
+    }
+
+    /// The jobs that wait, as many as share a commit; none if there are none until `until`. `None` if
+    /// the store is closed. Whoever sends a job unparks this thread after it.
+    fn next(&mut self, until: Instant) -> Option<Vec<Job>> {
+        let mut group = Vec::new();
+        loop {
+            match self.queue.try_recv() {
+                Ok(job) => {
+                    group.push(job);
+                    if group.len() == GROUP {
+                        return Some(group);
+                    }
+                }
+                Err(_) if !group.is_empty() => return Some(group),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Some(group);
+                    }
+                    thread::park_timeout(left);
+                }
+            }
+        }
+    }
+
+    /// Runs a group in one transaction, and answers its callers. They learn of a failure by the loss of
+    /// their jobs.
+    fn group(&self, group: Vec<Job>) -> Result<(), Error> {
+        let start = Instant::now();
+        let (answers, effects) = self.file.with(|database| {
+            write(database, |tables| {
+                group.into_iter().map(|job| job(tables)).collect::<Result<Vec<_>, _>>()
+            })
+        })?;
+        if effects.changed {
+            self.metrics.commits.observe(start.elapsed().as_secs_f64());
+        }
+        self.tell(effects);
+        for answer in answers {
+            answer();
+        }
+        Ok(())
+    }
+
+    fn tell(&self, effects: Effects) {
+        if let Some(newest) = effects.revision {
+            self.revision.send_replace(newest);
+        }
+        for conversation in effects.grown {
+            self.hints.grown(conversation);
+        }
+        for conversation in effects.cancelled {
+            self.hints.cancelled(conversation);
+        }
+    }
+
+    fn sweep(&self) -> Result<Swept, Error> {
+        self.leases.forget();
+        let (swept, _) = self.file.with(|database| {
+            write(database, |tables| {
+                sweep(tables, self.retention, SystemTime::now()).map_err(Fault::into_error)
+            })
+        })?;
+        self.metrics.swept.inc_by(swept.conversations);
+        Ok(swept)
+    }
+
+    /// Tries to open the file again until that works, dropping jobs meanwhile. False if the store is
+    /// closed before that.
+    fn recover(&mut self) -> bool {
+        loop {
+            let retry = Instant::now() + RETRY;
+            loop {
+                match self.next(retry) {
+                    Some(group) if group.is_empty() => break,
+                    Some(_) => {}
+                    None => return false,
+                }
+            }
+            match guarded(|| self.file.reopen()) {
+                Ok(()) => {
+                    info!("the store is open again");
+                    self.dependency.up();
+                    return true;
+                }
+                Err(error) => warn!(%error, "the store is still down"),
+            }
+        }
+    }
+}
+
+pub(super) struct Metrics {
+    commits: Histogram,
+    failures: Counter,
+    swept: Counter,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            commits: Histogram::new(exponential_buckets(0.000_25, 2.0, 14)),
+            failures: Counter::default(),
+            swept: Counter::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("store");
+        registry.register_with_unit(
+            "commit",
+            "Duration of group commits, fsync included",
+            Unit::Seconds,
+            metrics.commits.clone(),
+        );
+        registry.register("failures", "Group commits that failed", metrics.failures.clone());
+        registry.register(
+            "swept_conversations",
+            "Conversations that were forgotten after store.retention",
+            metrics.swept.clone(),
+        );
+        metrics
+    }
+}
