@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use redis::{
-    ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection,
-    from_redis_value, from_redis_value_ref,
+    ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value,
+    aio::MultiplexedConnection, from_redis_value, from_redis_value_ref,
 };
 use tracing::warn;
 
@@ -26,7 +26,10 @@ const REDIRECTS: usize = 4;
 enum Tried {
     Done(Result<Value, Error>),
     /// Another node has the slot, for good or for this call.
-    Elsewhere { node: Address, once: bool },
+    Elsewhere {
+        node: Address,
+        once: bool,
+    },
 }
 
 /// What a call waits for after its write.

@@ -29,11 +29,8 @@ pub(super) const REPLY: Duration = Duration::from_secs(2);
 /// Commands that wait to be written; more wait in their callers.
 const QUEUE: usize = 1024;
 /// Where systems keep the authorities that they trust.
-const SYSTEM_ROOTS: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -191,7 +188,8 @@ impl Connector {
         data: bool,
         pushed: Option<Pushed>,
     ) -> Result<(MultiplexedConnection, Driver), Failure> {
-        let mut info = RedisConnectionInfo::default().set_lib_name("chatbot", env!("CARGO_PKG_VERSION"));
+        let mut info =
+            RedisConnectionInfo::default().set_lib_name("chatbot", env!("CARGO_PKG_VERSION"));
         if let (Some(user), Some(_)) = (&self.settings.user, password) {
             info = info.set_username(user);
         }

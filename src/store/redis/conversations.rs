@@ -14,9 +14,7 @@ use super::{
 };
 use crate::{
     domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
-    store::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, WATCHED,
-    },
+    store::{Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, WATCHED},
 };
 
 /// How long deltas are kept after their turn's end.
@@ -95,10 +93,9 @@ impl ConversationLog for Redis {
         // A renewal is nothing that a reader could see.
         let reply = if events.is_empty() { reply? } else { self.wake(&owner.key, reply)? };
         match reply.word()?.as_str() {
-            "stored" => Ok(Appended::Stored {
-                last: Sequence(reply.number(1)?),
-                watched: reply.flag(2)?,
-            }),
+            "stored" => {
+                Ok(Appended::Stored { last: Sequence(reply.number(1)?), watched: reply.flag(2)? })
+            }
             "cancelled" => Ok(Appended::Cancelled),
             "fenced" => Ok(Appended::Fenced),
             _ => Err(refusal(&reply)),
@@ -178,8 +175,7 @@ impl ConversationLog for Redis {
             After::Position(Position { sequence, tag }) => (sequence, format!("{tag:016x}")),
         };
         let most = i32::try_from(most).unwrap_or(i32::MAX);
-        let args =
-            [sequence.0.to_string(), tag, most.to_string(), flag(watching), millis(WATCHED)];
+        let args = [sequence.0.to_string(), tag, most.to_string(), flag(watching), millis(WATCHED)];
         let reply = self.call(Operation::Read, &keys, &names, &args, false).await?;
         if reply.word()? != "page" {
             return Err(refusal(&reply));
@@ -211,11 +207,7 @@ impl Redis {
     }
 }
 
-fn with_request<const N: usize>(
-    keys: &Keys,
-    names: [&str; N],
-    request: RequestId,
-) -> Vec<String> {
+fn with_request<const N: usize>(keys: &Keys, names: [&str; N], request: RequestId) -> Vec<String> {
     names.map(|name| keys.named(name)).into_iter().chain([keys.request(request)]).collect()
 }
 

@@ -59,7 +59,9 @@ impl Facts {
         }
         match (self.cluster, topology) {
             (true, Topology::Single | Topology::Sentinel { .. }) => {
-                return Some("it is a node of a cluster; begin store.url with redis+cluster".into());
+                return Some(
+                    "it is a node of a cluster; begin store.url with redis+cluster".into(),
+                );
             }
             (false, Topology::Cluster) => {
                 return Some("it is not a node of a cluster; begin store.url with redis:".into());

@@ -234,9 +234,8 @@ impl Links {
                 return Err(format!("{why}; {reason}"));
             }
         };
-        let ask = async {
-            redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut seed.commands).await
-        };
+        let ask =
+            async { redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut seed.commands).await };
         let reply = Connection::drive(&mut seed.driver, ask).await;
         reply.map(|reply| slots_of(&reply)).map_err(|error| error.to_string())
     }
@@ -248,6 +247,10 @@ impl Links {
         connection: Option<Connection>,
     ) -> Option<Arc<Link>> {
         let link = Arc::new(Link::new(target.clone()));
+        if let Some(connection) = &connection {
+            // What is asked before the keeper runs waits in the connection's queue.
+            let _ = link.current.send_replace(Ok(connection.commands.clone()));
+        }
         self.lock().insert(target, Arc::clone(&link));
         let (this, kept) = (Arc::clone(self), Arc::clone(&link));
         let work = async move {

@@ -25,9 +25,10 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
-        let commands = Family::<[(&'static str, &'static str); 1], Histogram>::new_with_constructor(
-            || Histogram::new(exponential_buckets(0.000_1, 2.0, 15)),
-        );
+        let commands =
+            Family::<[(&'static str, &'static str); 1], Histogram>::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_1, 2.0, 15))
+            });
         let handles = Operation::ALL
             .map(|operation| commands.get_or_create(&[("operation", operation.name())]).clone());
         let metrics = Self {

@@ -12,11 +12,7 @@ local function holds(stream)
   return entry and entry[2][2] == tag
 end
 -- A range after a place that was lost in a failover would be empty, without an error, for ever.
-if tag ~= '' then
-  if not holds(log) and not holds(deltas) then return {'unknown'} end
-elseif tonumber(after) > tonumber(state[1]) then
-  return {'unknown'}
-end
+if tag ~= '' and not holds(log) and not holds(deltas) then return {'unknown'} end
 
 local active = state[2] or ''
 local orphaned = '0'

@@ -6,7 +6,9 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use redis::{PushInfo, PushKind, RedisResult, Value, aio::MultiplexedConnection, from_redis_value_ref};
+use redis::{
+    PushInfo, PushKind, RedisResult, Value, aio::MultiplexedConnection, from_redis_value_ref,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
