@@ -12,6 +12,7 @@ mod engine;
 mod knowledge;
 mod limits;
 mod ops;
+mod redis;
 mod server;
 mod settings;
 mod store;
@@ -28,6 +29,7 @@ pub use self::{
     knowledge::Knowledge,
     limits::Limits,
     ops::Ops,
+    redis::{Address, Redis, Secret, Topology},
     server::{Connections, Server},
     settings::{Environment, Problem, Setting},
     store::{Store, StoreUrl},

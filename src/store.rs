@@ -9,6 +9,7 @@ mod conversations;
 mod embedded;
 mod hints;
 mod knowledge;
+mod redis;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ pub use self::{
     embedded::{Embedded, Selection, dump},
     hints::Hint,
     knowledge::KnowledgeLog,
+    redis::Redis,
 };
 use crate::error::Kind;
 
@@ -39,6 +41,9 @@ pub enum Error {
         /// What is wrong and what to do about it.
         why: String,
     },
+    /// It cannot be used as it is; the server must not start.
+    #[error("cannot use the store: {0}")]
+    Refused(String),
     /// It is down for now; nothing of the call was kept, or it is unknown whether it was.
     #[error("the store is down: {0}")]
     Down(String),
@@ -68,7 +73,9 @@ impl Error {
     /// What the caller can do about it.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Open { .. } | Self::Newer { .. } | Self::Down(_) => Kind::DependencyDown,
+            Self::Open { .. } | Self::Refused(_) | Self::Newer { .. } | Self::Down(_) => {
+                Kind::DependencyDown
+            }
             Self::Corrupt(_) => Kind::Internal,
             Self::NotFound => Kind::NotFound,
             Self::Reused => Kind::Conflict,

@@ -2,7 +2,10 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use super::settings::Settings;
+use super::{
+    redis::{Keys, Redis, UrlText},
+    settings::Settings,
+};
 
 /// Least and most that a lease can be.
 const LEASE: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_mins(1);
@@ -29,22 +32,15 @@ pub enum StoreUrl {
     File(PathBuf),
     /// Nothing outlives the process.
     Memory,
+    /// A Redis or Valkey server, or several.
+    Redis(Redis),
 }
 
 impl Store {
     pub(super) fn check(settings: &mut Settings) -> Self {
-        let url = settings.take("store.url", "redb:data/chatbot.redb".to_owned());
-        let url = match url.split_once(':') {
-            Some(("memory", "")) => StoreUrl::Memory,
-            Some(("redb", path)) if !path.is_empty() => StoreUrl::File(PathBuf::from(path)),
-            _ => {
-                settings.problem(
-                    "store.url",
-                    "must be \"redb:PATH\" for a file on this machine, or \"memory:\"",
-                );
-                StoreUrl::Memory
-            }
-        };
+        let UrlText(url) = settings.take("store.url", UrlText("redb:data/chatbot.redb".to_owned()));
+        let keys = Keys::check(settings);
+        let url = Self::check_url(settings, &url, keys);
         let retention = settings.take("store.retention", Duration::from_hours(7 * 24));
         if retention < RETENTION_FLOOR {
             settings.problem("store.retention", "must be at least 1h");
@@ -55,5 +51,29 @@ impl Store {
         }
         let detach_grace = settings.take("store.detach_grace", Duration::from_mins(1));
         Self { url, retention, lease, detach_grace }
+    }
+
+    fn check_url(settings: &mut Settings, url: &str, keys: Keys) -> StoreUrl {
+        if Redis::is_meant(url) {
+            return match Redis::parse(url, keys) {
+                Ok(redis) => StoreUrl::Redis(redis),
+                Err(what) => {
+                    settings.problem("store.url", what);
+                    StoreUrl::Memory
+                }
+            };
+        }
+        keys.refuse(settings);
+        match url.split_once(':') {
+            Some(("memory", "")) => StoreUrl::Memory,
+            Some(("redb", path)) if !path.is_empty() => StoreUrl::File(PathBuf::from(path)),
+            _ => {
+                settings.problem(
+                    "store.url",
+                    "must be \"redb:PATH\" for a file on this machine, \"memory:\", or \"redis://HOST:PORT/0\"",
+                );
+                StoreUrl::Memory
+            }
+        }
     }
 }

@@ -5,17 +5,24 @@
 //! log.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::{HashMap, HashSet, hash_map},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::domain::ConversationDigest;
 
 /// Who waits for what; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Hints(Arc<Mutex<HashMap<ConversationDigest, watch::Sender<Count>>>>);
+pub(super) struct Hints(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: Mutex<HashMap<ConversationDigest, watch::Sender<Count>>>,
+    /// The set of conversations that are waited for has changed.
+    changed: Notify,
+}
 
 /// Hints so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,6 +49,9 @@ impl Hints {
                 (entry.insert(watch::Sender::default()).subscribe(), true)
             }
         };
+        if first {
+            self.0.changed.notify_one();
+        }
         (Hint { conversation, receiver, hints: self.clone() }, first)
     }
 
@@ -55,6 +65,23 @@ impl Hints {
         self.count(conversation, |count| count.cancels += 1);
     }
 
+    /// Ends when the set of conversations that are waited for has changed since the last call.
+    pub(super) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// The conversations that are waited for and not in `known`, and those in `known` that are not
+    /// waited for any more.
+    pub(super) fn difference(
+        &self,
+        known: &HashSet<ConversationDigest>,
+    ) -> (Vec<ConversationDigest>, Vec<ConversationDigest>) {
+        let waiting = self.lock();
+        let joined = waiting.keys().filter(|key| !known.contains(key)).copied().collect();
+        let left = known.iter().filter(|key| !waiting.contains_key(key)).copied().collect();
+        (joined, left)
+    }
+
     fn count(&self, conversation: ConversationDigest, apply: impl FnOnce(&mut Count)) {
         if let Some(sender) = self.lock().get(&conversation) {
             sender.send_modify(apply);
@@ -62,7 +89,7 @@ impl Hints {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ConversationDigest, watch::Sender<Count>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,6 +112,7 @@ impl Drop for Hint {
         // This receiver is still counted.
         if waiting.get(&self.conversation).is_some_and(|sender| sender.receiver_count() <= 1) {
             waiting.remove(&self.conversation);
+            self.hints.0.changed.notify_one();
         }
     }
 }

@@ -1,0 +1,72 @@
+-- Appends events to the owner's turn, all or none, and renews its lease.
+local conv, lease, log, deltas, req, watched = unpack(KEYS)
+local turn, epoch, first, terminal = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+local lease_ms, retention, req_ttl, late = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local channel, payload = ARGV[9], ARGV[10]
+-- Then for each event: whether it is a delta, its tag, its body.
+local before = 10
+local count = (#ARGV - before) / 3
+
+local state = redis.call('HMGET', conv, 'turn', 'epoch', 'active', 'number', 'newest', 'cancelled', 'start')
+if state[1] ~= turn or state[2] ~= epoch then return {'fenced'} end
+local active, stored, newest = state[3], tonumber(state[4]), state[5]
+-- The owner has had more acknowledged than is here: a failover has lost it.
+if first > stored + 1 then return {'fenced'} end
+
+local function is_watched()
+  return redis.call('GET', watched) == turn and '1' or '0'
+end
+
+-- Where a number of this epoch was stored, for a repetition of a call that is not the last one.
+local function place_of(number)
+  local wanted = epoch .. ':' .. number
+  for _, stream in ipairs({deltas, log}) do
+    for _, entry in ipairs(redis.call('XRANGE', stream, state[7] .. '-0', '+')) do
+      for field = 1, #entry[2], 2 do
+        if entry[2][field] == 'number' and entry[2][field + 1] == wanted then
+          return string.match(entry[1], '^%d+')
+        end
+      end
+    end
+  end
+  return newest
+end
+
+if count > 0 and first + count - 1 <= stored then
+  -- Repeated, maybe after the turn's end. Renewing is also a write, which a WAIT then covers.
+  if active then redis.call('SET', lease, epoch, 'PX', lease_ms) end
+  redis.call('PEXPIRE', conv, retention)
+  local last = first + count - 1
+  local place = newest
+  if last < stored then place = place_of(string.format('%d', last)) end
+  return {'stored', place, is_watched()}
+end
+if not active then return {'fenced'} end
+
+-- An owner whose lease is over may go on as long as nobody has reaped it.
+redis.call('SET', lease, epoch, 'PX', lease_ms)
+if state[6] == '1' and not terminal then return {'cancelled'} end
+if count == 0 then return {'stored', newest, is_watched()} end
+
+local time = redis.call('TIME')
+local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+for event = stored - first + 2, count do
+  local at = before + (event - 1) * 3
+  local is_delta, tag, body = ARGV[at + 1] == '1', ARGV[at + 2], ARGV[at + 3]
+  newest = string.format('%d', redis.call('HINCRBY', conv, 'counter', 1))
+  redis.call('XADD', is_delta and deltas or log, newest .. '-0', 'tag', tag, 'turn', turn,
+    'time', now, 'body', body, 'number', epoch .. ':' .. string.format('%d', first + event - 1))
+  if is_delta then redis.call('HSET', conv, 'visible', '1') end
+end
+redis.call('HSET', conv, 'number', string.format('%d', first + count - 1), 'newest', newest)
+redis.call('PEXPIRE', conv, retention)
+redis.call('PEXPIRE', log, retention)
+redis.call('PEXPIRE', deltas, terminal and late or retention)
+if terminal then
+  redis.call('HDEL', conv, 'active')
+  redis.call('DEL', lease)
+  redis.call('HSET', req, 'end', newest)
+  redis.call('PEXPIRE', req, req_ttl)
+end
+redis.call('PUBLISH', channel, payload)
+return {'stored', newest, is_watched()}

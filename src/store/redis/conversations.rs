@@ -1,0 +1,270 @@
+//! The seven steps of a conversation, each by its script.
+
+use std::time::{Duration, SystemTime};
+
+use redis::{Value, from_redis_value_ref};
+use uuid::Uuid;
+
+use super::{
+    Error, Hint, Redis,
+    calls::Reply,
+    json,
+    scripts::{Keys, Operation},
+    subscriber::Said,
+};
+use crate::{
+    domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
+    store::{Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, WATCHED},
+};
+
+/// How long deltas are kept after their turn's end.
+const LATE: Duration = Duration::from_mins(10);
+/// Epochs grow by 1 to this, at random: see `begin.lua`.
+const STEP: u64 = 1 << 20;
+
+#[async_trait::async_trait]
+impl ConversationLog for Redis {
+    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+        let keys = self.conversation_keys(key);
+        let turn = begin.message.request;
+        let names = with_request(&keys, ["conv", "lease", "log", "deltas"], turn);
+        let args = [
+            begin.fingerprint(true),
+            turn.to_string(),
+            tag(),
+            json(&EventBody::Posted(begin.message.clone()))?,
+            json(&begin.options)?,
+            flag(begin.existing),
+            step(),
+            millis(self.kept.lease),
+            millis(self.kept.retention),
+            millis(self.kept.requests),
+            key.principal().to_owned(),
+            key.id().to_string(),
+            keys.channel(),
+            self.said(Said::Grown),
+        ];
+        let reply = self.call(Operation::Begin, &keys, &names, &args, true).await;
+        let reply = self.wake(key, reply)?;
+        match reply.word()?.as_str() {
+            "new" => Ok(Begun::New {
+                owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },
+                start: Sequence(reply.number(1)?),
+            }),
+            "known" => {
+                let end = if reply.text(2)?.is_empty() { None } else { Some(reply.number(2)?) };
+                Ok(Begun::Known { start: Sequence(reply.number(1)?), end: end.map(Sequence) })
+            }
+            "busy" => Ok(Begun::Busy { turn: request(&reply, 1)?, orphaned: reply.flag(2)? }),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    async fn append(
+        &self,
+        owner: &Owner,
+        number: u64,
+        events: &[EventBody],
+    ) -> Result<Appended, Error> {
+        let keys = self.conversation_keys(&owner.key);
+        let names: Vec<_> = ["conv", "lease", "log", "deltas"]
+            .map(|name| keys.named(name))
+            .into_iter()
+            .chain([keys.request(owner.turn), keys.named("watched")])
+            .collect();
+        let terminal = events.last().is_some_and(EventBody::is_terminal);
+        let mut args = vec![
+            owner.turn.to_string(),
+            owner.epoch.to_string(),
+            number.to_string(),
+            flag(terminal),
+            millis(self.kept.lease),
+            millis(self.kept.retention),
+            millis(self.kept.requests),
+            millis(LATE),
+            keys.channel(),
+            self.said(Said::Grown),
+        ];
+        for event in events {
+            let is_delta = matches!(event, EventBody::Delta(_));
+            args.extend([flag(is_delta), tag(), json(event)?]);
+        }
+        let reply = self.call(Operation::Append, &keys, &names, &args, terminal).await;
+        // A renewal is nothing that a reader could see.
+        let reply = if events.is_empty() { reply? } else { self.wake(&owner.key, reply)? };
+        match reply.word()?.as_str() {
+            "stored" => {
+                Ok(Appended::Stored { last: Sequence(reply.number(1)?), watched: reply.flag(2)? })
+            }
+            "cancelled" => Ok(Appended::Cancelled),
+            "fenced" => Ok(Appended::Fenced),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    async fn post(&self, key: &ConversationKey, begin: &Begin) -> Result<Sequence, Error> {
+        let keys = self.conversation_keys(key);
+        let names = with_request(&keys, ["conv", "log", "deltas"], begin.message.request);
+        let args = [
+            begin.fingerprint(false),
+            tag(),
+            json(&EventBody::Posted(begin.message.clone()))?,
+            flag(begin.existing),
+            millis(self.kept.retention),
+            millis(self.kept.requests),
+            key.principal().to_owned(),
+            key.id().to_string(),
+            keys.channel(),
+            self.said(Said::Grown),
+        ];
+        let reply = self.call(Operation::Post, &keys, &names, &args, false).await;
+        let reply = self.wake(key, reply)?;
+        match reply.word()?.as_str() {
+            "posted" => Ok(Sequence(reply.number(1)?)),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    async fn cancel(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
+        let keys = self.conversation_keys(key);
+        let names = with_request(&keys, ["conv"], turn);
+        let args = [turn.to_string(), keys.channel(), self.said(Said::Cancelled)];
+        let reply = self.call(Operation::Cancel, &keys, &names, &args, false).await?;
+        match reply.word()?.as_str() {
+            "asked" => {
+                self.hints.cancelled(key.digest());
+                Ok(())
+            }
+            "over" => Ok(()),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    async fn reap(&self, key: &ConversationKey) -> Result<Option<Reaped>, Error> {
+        let keys = self.conversation_keys(key);
+        let names = ["conv", "lease"].map(|name| keys.named(name));
+        let args = [step(), millis(self.kept.lease)];
+        let reply = self.call(Operation::Reap, &keys, &names, &args, false).await?;
+        if reply.word()? == "none" {
+            return Ok(None);
+        }
+        let options = serde_json::from_str(&reply.text(7)?)
+            .map_err(|error| Error::Corrupt(format!("a turn's options: {error}")))?;
+        let turn = request(&reply, 1)?;
+        Ok(Some(Reaped {
+            owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },
+            start: Sequence(reply.number(3)?),
+            attempt: u32::try_from(reply.number(4)?).unwrap_or(u32::MAX),
+            visible: reply.flag(5)?,
+            cancelled: reply.flag(6)?,
+            options,
+        }))
+    }
+
+    async fn read(
+        &self,
+        key: &ConversationKey,
+        after: After,
+        most: usize,
+        watching: bool,
+    ) -> Result<Page, Error> {
+        let keys = self.conversation_keys(key);
+        let names = ["conv", "log", "deltas", "lease", "watched"].map(|name| keys.named(name));
+        let (sequence, tag) = match after {
+            After::Sequence(sequence) => (sequence, String::new()),
+            After::Position(Position { sequence, tag }) => (sequence, format!("{tag:016x}")),
+        };
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
+        let args = [sequence.0.to_string(), tag, most.to_string(), flag(watching), millis(WATCHED)];
+        let reply = self.call(Operation::Read, &keys, &names, &args, false).await?;
+        if reply.word()? != "page" {
+            return Err(refusal(&reply));
+        }
+        let mut events = entries(reply.value(3)?)?;
+        events.extend(entries(reply.value(4)?)?);
+        events.sort_by_key(|event| event.position.sequence);
+        events.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        let active = match reply.text(1)?.is_empty() {
+            true => None,
+            false => Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? }),
+        };
+        Ok(Page { events, active })
+    }
+
+    fn hint(&self, key: &ConversationKey) -> Hint {
+        self.hints.subscribe(key.digest()).0
+    }
+}
+
+impl Redis {
+    /// Wakes the readers here without the way round, also where it is unknown whether there is
+    /// something to read.
+    fn wake(&self, key: &ConversationKey, reply: Result<Reply, Error>) -> Result<Reply, Error> {
+        if !matches!(reply, Err(Error::Corrupt(_))) {
+            self.hints.grown(key.digest());
+        }
+        reply
+    }
+}
+
+fn with_request<const N: usize>(keys: &Keys, names: [&str; N], request: RequestId) -> Vec<String> {
+    names.map(|name| keys.named(name)).into_iter().chain([keys.request(request)]).collect()
+}
+
+/// A new event's tag. The server's first one wins where a call is repeated.
+fn tag() -> String {
+    format!("{:016x}", Position::random(Sequence(0)).tag)
+}
+
+fn step() -> String {
+    (1 + Uuid::new_v4().as_u64_pair().1 % STEP).to_string()
+}
+
+fn flag(set: bool) -> String {
+    if set { "1" } else { "0" }.to_owned()
+}
+
+fn millis(duration: Duration) -> String {
+    // Redis refuses more than it can add to its clock.
+    const MOST: u64 = 1 << 50;
+    u64::try_from(duration.as_millis()).unwrap_or(MOST).clamp(1, MOST).to_string()
+}
+
+fn request(reply: &Reply, index: usize) -> Result<RequestId, Error> {
+    let id = reply.text(index)?.parse().map_err(|_| reply.unexpected(index))?;
+    Ok(RequestId(id))
+}
+
+fn refusal(reply: &Reply) -> Error {
+    match reply.word().as_deref() {
+        Ok("reused") => Error::Reused,
+        Ok("missing") => Error::NotFound,
+        Ok("unknown") => Error::PositionUnknown,
+        _ => reply.unexpected(0),
+    }
+}
+
+/// A stream's entries, `[[id, [field, value, …]], …]`, as events.
+fn entries(stream: &Value) -> Result<Vec<Event>, Error> {
+    let unreadable = || Error::Corrupt("an entry of a stream".to_owned());
+    let entries: Vec<(String, Vec<String>)> =
+        from_redis_value_ref(stream).map_err(|_| unreadable())?;
+    entries.iter().map(|(id, fields)| event(id, fields).ok_or_else(unreadable)).collect()
+}
+
+fn event(id: &str, fields: &[String]) -> Option<Event> {
+    let value = |name: &str| {
+        fields.chunks_exact(2).find(|field| field[0] == name).map(|field| field[1].as_str())
+    };
+    let sequence = Sequence(id.split_once('-')?.0.parse().ok()?);
+    let turn = match value("turn")? {
+        "" => None,
+        turn => Some(RequestId(turn.parse().ok()?)),
+    };
+    Some(Event {
+        position: Position { sequence, tag: u64::from_str_radix(value("tag")?, 16).ok()? },
+        turn,
+        time: SystemTime::UNIX_EPOCH + Duration::from_millis(value("time")?.parse().ok()?),
+        body: serde_json::from_str(value("body")?).ok()?,
+    })
+}
