@@ -27,7 +27,7 @@ use crate::{
     knowledge::{Base, Feed, Knowledge, Reloader},
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
-    store::{Embedded, KnowledgeLog, Store},
+    store::{self, KnowledgeLog, Store},
     telemetry::CallSpans,
     turn::{self, Turns},
 };
@@ -106,12 +106,8 @@ impl App {
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(
-            &config.store,
-            options.set_aside_damaged_store,
-            store,
-            &mut registry,
-        )?);
+        let set_aside = options.set_aside_damaged_store;
+        let store = store::open(&config.store, set_aside, store, &life, &mut registry).await?;
         let base = Base::of_path(config.knowledge.path.as_deref());
         let log: Arc<dyn KnowledgeLog> = Arc::clone(&store) as _;
         let (search, feed, reloader) = Feed::open(base, log, &mut registry).await?;

@@ -37,10 +37,14 @@ struct Inner {
     draining: CancellationToken,
     /// Drop what is left.
     closing: CancellationToken,
+    /// Nobody is served any more.
+    closed: CancellationToken,
     /// Tasks that serve peers; the drain waits for them.
     services: TaskTracker,
     /// Tasks that those rely on; they end after them.
     support: TaskTracker,
+    /// Tasks that all of those stand on, to their last word.
+    foundation: TaskTracker,
     crash: OnceLock<&'static str>,
     /// When `closing` will be cancelled at the latest; set before `draining` is cancelled.
     end: OnceLock<Instant>,
@@ -57,6 +61,8 @@ pub struct Timeline {
 
 /// Time for tasks to end once they have been told to drop everything; none of them waits on a peer.
 const CLOSING: Duration = Duration::from_secs(2);
+/// Time for the tasks that those stood on.
+const CLOSED: Duration = Duration::from_millis(500);
 
 impl Lifecycle {
     /// A new life.
@@ -82,6 +88,11 @@ impl Lifecycle {
     /// The hard token: cancelled when what is left must be dropped.
     pub fn closing(&self) -> &CancellationToken {
         &self.0.closing
+    }
+
+    /// The last token: cancelled when everything that serves, or supports what serves, has ended.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.0.closed
     }
 
     /// How long a drain that has begun lasts at most; nothing before it has.
@@ -111,6 +122,16 @@ impl Lifecycle {
         F: Future<Output = ()> + Send + 'static,
     {
         self.spawn(name, &self.0.support, self.0.closing.clone(), task);
+    }
+
+    /// Runs `task`, which everything stands on, such as the connections of a store: what is dropped
+    /// hard may still have a last word to write. It has to end when `closed` is cancelled. Ending
+    /// before that, or a panic, is a crash.
+    pub fn spawn_foundation<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, &self.0.foundation, self.0.closed.clone(), task);
     }
 
     /// Runs `work` for one peer: a connection, or a call. It may end at any time, and a panic ends
@@ -178,9 +199,9 @@ impl Lifecycle {
     }
 
     /// Takes the process from the request to stop to the end of its tasks, in at most
-    /// `delay + grace` and two seconds, whatever the tasks do.
+    /// `delay + grace` and two and a half seconds, whatever the tasks do.
     pub async fn wind_down(&self, timeline: Timeline) {
-        let Inner { draining, closing, services, support, .. } = &*self.0;
+        let Inner { draining, closing, closed, services, support, foundation, .. } = &*self.0;
         let _ = tokio::time::timeout(timeline.delay, draining.cancelled()).await;
         info!(grace_seconds = timeline.grace.as_secs_f64(), "draining");
         let _ = self.0.end.set(Instant::now() + timeline.grace);
@@ -196,6 +217,11 @@ impl Lifecycle {
         let ended = async { tokio::join!(services.wait(), support.wait()) };
         if tokio::time::timeout(CLOSING, ended).await.is_err() {
             error!(tasks = services.len() + support.len(), "tasks did not end");
+        }
+        closed.cancel();
+        foundation.close();
+        if tokio::time::timeout(CLOSED, foundation.wait()).await.is_err() {
+            error!(tasks = foundation.len(), "tasks that others stand on did not end");
         }
     }
 }
@@ -213,6 +239,30 @@ mod tests {
 
     const TIMELINE: Timeline =
         Timeline { delay: Duration::from_secs(5), grace: Duration::from_secs(25) };
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_dropped_hard_can_still_stand_on_the_foundation() {
+        let life = Lifecycle::new();
+        let (words, mut heard) = tokio::sync::mpsc::channel(1);
+        let closed = life.closed().clone();
+        life.spawn_foundation("store", async move {
+            tokio::select! {
+                biased;
+                word = heard.recv() => assert_eq!(word, Some("last word")),
+                () = closed.cancelled() => panic!("it ended too early"),
+            }
+            closed.cancelled().await;
+        });
+        let closing = life.closing().clone();
+        life.spawn_work(async move {
+            closing.cancelled().await;
+            words.send("last word").await.expect("it listens");
+        });
+        life.stop();
+        life.wind_down(TIMELINE).await;
+        assert_eq!(life.crash(), None);
+        assert!(life.0.foundation.is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_stop_waits_for_the_delay_and_then_for_the_tasks() {

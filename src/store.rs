@@ -11,7 +11,9 @@ mod hints;
 mod knowledge;
 mod redis;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
+
+use prometheus_client::registry::Registry;
 
 pub use self::{
     conversations::{
@@ -23,7 +25,29 @@ pub use self::{
     knowledge::KnowledgeLog,
     redis::Redis,
 };
-use crate::error::Kind;
+use crate::{
+    config::{self, StoreUrl},
+    error::Kind,
+    health::Dependency,
+    lifecycle::Lifecycle,
+};
+
+/// Opens the store that the settings name, and waits for one that is not there yet. Its tasks run until
+/// `life` closes. `set_aside` as in [`Embedded::open`].
+pub async fn open(
+    config: &config::Store,
+    set_aside: bool,
+    dependency: Dependency,
+    life: &Lifecycle,
+    registry: &mut Registry,
+) -> Result<Arc<dyn Store>, Error> {
+    Ok(match &config.url {
+        StoreUrl::Redis(url) => Redis::open(url, config, dependency, life, registry).await?,
+        StoreUrl::File(_) | StoreUrl::Memory => {
+            Arc::new(Embedded::open(config, set_aside, dependency, registry)?)
+        }
+    })
+}
 
 /// Where everything lives that has to outlive a connection, a client and a server.
 pub trait Store: KnowledgeLog + ConversationLog {}

@@ -76,7 +76,7 @@ struct Kept {
 
 impl Redis {
     /// Connects to the store of `url` and checks that it will do. A server that cannot be reached is
-    /// waited for half a minute. Its tasks run until `life` closes.
+    /// waited for half a minute. Its tasks run until `life` has closed.
     pub async fn open(
         url: &config::Redis,
         store: &config::Store,
@@ -110,7 +110,7 @@ impl Redis {
         let connector = Arc::new(connector);
         let (links, keeper) =
             Links::new(Arc::clone(&connector), first, dependency, metrics.clone()).await;
-        life.spawn_support("store connections", keeper.run(life.closing().clone()));
+        life.spawn_foundation("store connections", keeper.run(life.closed().clone()));
         let this = Arc::new(Self {
             links,
             hints: Hints::default(),
@@ -136,8 +136,11 @@ impl Redis {
             resumed: Arc::clone(&resumed),
             metrics,
         };
-        life.spawn_support("store wake-ups", subscriber.run(life.closing().clone()));
-        life.spawn_support("store", Arc::clone(&this).look_around(resumed, life.closing().clone()));
+        life.spawn_foundation("store wake-ups", subscriber.run(life.closed().clone()));
+        life.spawn_foundation(
+            "store",
+            Arc::clone(&this).look_around(resumed, life.closed().clone()),
+        );
         Ok(this)
     }
 

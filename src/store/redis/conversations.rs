@@ -1,4 +1,4 @@
-//! The seven steps of a conversation, each by its script.
+//! The steps of a conversation, each by its script.
 
 use std::time::{Duration, SystemTime};
 
@@ -189,6 +189,26 @@ impl ConversationLog for Redis {
             false => Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? }),
         };
         Ok(Page { events, active })
+    }
+
+    async fn history(
+        &self,
+        key: &ConversationKey,
+        before: Sequence,
+        most: usize,
+    ) -> Result<Vec<Event>, Error> {
+        // A place without one before it, and a count that the server would take for none.
+        if before.0 == 0 || most == 0 {
+            return Ok(Vec::new());
+        }
+        let keys = self.conversation_keys(key);
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
+        let args = [before.0.to_string(), most.to_string()];
+        let names = [keys.named("log")];
+        let reply = self.call(Operation::History, &keys, &names, &args, false).await?;
+        let mut events = entries(reply.value(1)?)?;
+        events.reverse();
+        Ok(events)
     }
 
     fn hint(&self, key: &ConversationKey) -> Hint {

@@ -18,19 +18,21 @@ pub(super) enum Operation {
     Cancel,
     Reap,
     Read,
+    History,
     Teach,
     Learn,
 }
 
 impl Operation {
     /// Each, in order.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Begin,
         Self::Append,
         Self::Post,
         Self::Cancel,
         Self::Reap,
         Self::Read,
+        Self::History,
         Self::Teach,
         Self::Learn,
     ];
@@ -43,13 +45,14 @@ impl Operation {
             Self::Cancel => "cancel",
             Self::Reap => "reap",
             Self::Read => "read",
+            Self::History => "history",
             Self::Teach => "teach",
             Self::Learn => "learn",
         }
     }
 
     pub(super) fn writes(self) -> bool {
-        !matches!(self, Self::Read | Self::Learn)
+        !matches!(self, Self::Read | Self::History | Self::Learn)
     }
 
     pub(super) fn text(self) -> &'static str {
@@ -60,6 +63,7 @@ impl Operation {
             Self::Cancel => include_str!("cancel.lua"),
             Self::Reap => include_str!("reap.lua"),
             Self::Read => include_str!("read.lua"),
+            Self::History => include_str!("history.lua"),
             Self::Teach => include_str!("teach.lua"),
             Self::Learn => include_str!("learn.lua"),
         }

@@ -31,7 +31,7 @@ struct Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         assert_eq!(self.life.crash(), None);
-        self.life.closing().cancel();
+        self.life.closed().cancel();
     }
 }
 

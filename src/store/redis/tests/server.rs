@@ -168,7 +168,9 @@ fn spawn(folder: &Path, port: u16, args: &[String], tls: bool) -> Child {
 pub(super) async fn try_ask(port: u16, command: &[&str]) -> RedisResult<Value> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-    let (mut connection, driver) = MultiplexedConnection::new_with_config(&info, stream, redis::AsyncConnectionConfig::new()).await?;
+    let (mut connection, driver) =
+        MultiplexedConnection::new_with_config(&info, stream, redis::AsyncConnectionConfig::new())
+            .await?;
     let mut ask = redis::cmd(command[0]);
     ask.arg(&command[1..]);
     let mut driver: Driver = Box::pin(driver);
