@@ -331,7 +331,7 @@ async fn a_thousand_joined_streams_cost_the_store_no_connection() {
         std::fs::read_dir(folder).expect("its descriptors").count()
     };
     // One of them is the look itself.
-    let connections = || redis.command(&["CLIENT", "LIST"]).matches("addr=").count();
+    let connections = || redis.command(&["CLIENT", "LIST"]).matches("id=").count();
     let mut clients = Vec::new();
     for _ in 0..10 {
         clients.push(ChatbotClient::new(channel(replica.server).await));
