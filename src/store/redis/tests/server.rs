@@ -72,6 +72,12 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where the nodes of its cluster talk to it.
+    pub(super) fn bus_port(&self) -> String {
+        let at = self.args.iter().position(|arg| arg == "--cluster-port").expect("a node");
+        self.args[at + 1].clone()
+    }
+
     /// As from a crash.
     pub(super) fn kill(&mut self) {
         self.process.kill().expect("a process");
@@ -168,7 +174,9 @@ fn spawn(folder: &Path, port: u16, args: &[String], tls: bool) -> Child {
 pub(super) async fn try_ask(port: u16, command: &[&str]) -> RedisResult<Value> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-    let (mut connection, driver) = MultiplexedConnection::new_with_config(&info, stream, redis::AsyncConnectionConfig::new()).await?;
+    let (mut connection, driver) =
+        MultiplexedConnection::new_with_config(&info, stream, redis::AsyncConnectionConfig::new())
+            .await?;
     let mut ask = redis::cmd(command[0]);
     ask.arg(&command[1..]);
     let mut driver: Driver = Box::pin(driver);
