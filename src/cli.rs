@@ -4,6 +4,7 @@ mod ask;
 mod client;
 mod config;
 mod health;
+mod log;
 mod serve;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -50,6 +51,8 @@ enum Command {
     Ask(ask::Options),
     /// Check or show the settings
     Config(config::Options),
+    /// Look into the store
+    Log(log::Options),
 }
 
 impl SourceArgs {
@@ -80,6 +83,7 @@ pub fn run() -> ExitCode {
         Command::Health(options) => health::run(&sources, options),
         Command::Ask(options) => ask::run(&sources, options),
         Command::Config(options) => config::run(&sources, &options),
+        Command::Log(options) => log::run(&sources, options),
     }
 }
 

@@ -7,6 +7,7 @@
 mod conversations;
 mod histories;
 mod knowledge;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,6 +42,7 @@ pub(super) struct Replicas {
 pub(super) async fn holds(replicas: &Replicas) {
     knowledge::holds(replicas).await;
     conversations::holds(replicas).await;
+    turns::holds(replicas).await;
 }
 
 fn fresh() -> ConversationKey {

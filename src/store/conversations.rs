@@ -98,8 +98,9 @@ impl Begin {
         context.update(self.options.language.as_deref().unwrap_or_default().as_bytes());
         context.update(&[0]);
         context.update(self.message.text.as_bytes());
-        let digest = context.finish();
-        digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut half = [0; 16];
+        half.copy_from_slice(&context.finish().as_ref()[..16]);
+        format!("{:032x}", u128::from_be_bytes(half))
     }
 }
 

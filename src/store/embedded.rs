@@ -24,13 +24,13 @@ use std::{
 use prometheus_client::registry::Registry;
 use redb::Database;
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info};
+use tracing::error;
 
 pub use self::dump::{Selection, dump};
 use self::{
     file::{File, guarded, in_memory, open_file},
     leases::Leases,
-    tables::{Fault, Tables, prepare, write},
+    tables::{Fault, Tables, prepare},
     writer::{Job, Metrics, Writer, job},
 };
 use super::{Error, hints::Hints};
@@ -75,10 +75,6 @@ impl Embedded {
             }
         };
         let newest = guarded(|| prepare(&database))?;
-        let interrupted = guarded(|| interrupt_all(&database))?;
-        if interrupted > 0 {
-            info!(turns = interrupted, "turns that were open are ended as interrupted");
-        }
         let (revision, _) = watch::channel(newest);
         let file = Arc::new(File { path, database: RwLock::new(Some(database)) });
         let (jobs, queue) = mpsc::channel(QUEUE);
@@ -144,12 +140,6 @@ impl Drop for Embedded {
             error!("the store's writer panicked");
         }
     }
-}
-
-fn interrupt_all(database: &Database) -> Result<usize, Error> {
-    let (turns, _) =
-        write(database, |tables| turns::interrupt_all(tables).map_err(Fault::into_error))?;
-    Ok(turns)
 }
 
 #[cfg(test)]

@@ -153,13 +153,13 @@ impl<'a> History<'a> {
             return;
         }
         let begin = says(request(), &self.word());
-        let begun = store.begin(&self.key, &begin).await.expect("a begin");
+        let outcome = store.begin(&self.key, &begin).await.expect("a begin");
         if let Some(active) = self.active() {
             let expected = active.begin.message.request;
-            assert!(matches!(begun, Begun::Busy { turn, .. } if turn == expected), "{begun:?}");
+            assert!(matches!(outcome, Begun::Busy { turn, .. } if turn == expected), "{outcome:?}");
             return;
         }
-        let Begun::New { owner, start } = begun else { panic!("not new: {begun:?}") };
+        let Begun::New { owner, start } = outcome else { panic!("not new: {outcome:?}") };
         let newest = owner.epoch;
         assert!(self.turns.last().is_none_or(|last| last.newest < newest));
         let (owners, cancelled, deltas, end) = (1, false, Vec::new(), None);
@@ -207,15 +207,19 @@ impl<'a> History<'a> {
         self.writers.swap_remove(at);
     }
 
-    /// Appends, now and then more than once, as after an unknown outcome.
+    /// Appends, now and then more than once, as after an unknown outcome; the world goes on meanwhile.
     async fn append(&mut self, at: usize, events: &[EventBody]) -> Appended {
         let Writer { owner, next, .. } = &self.writers[at];
         let (owner, next) = (owner.clone(), *next);
+        let cancelled = self.active().is_some_and(|turn| turn.cancelled);
         let mut outcomes = Vec::new();
         loop {
             outcomes.push(self.any().append(&owner, next, events).await.expect("an append"));
-            if self.dice.below(4) > 0 {
-                break;
+            match self.dice.below(16) {
+                0 | 1 => {}
+                2 => self.post().await,
+                3 if !events.is_empty() => self.cancel().await,
+                _ => break,
             }
         }
         let last = |outcome: &Appended| match outcome {
@@ -231,8 +235,8 @@ impl<'a> History<'a> {
             .filter(|turn| (turn.begin.message.request, turn.newest) == (owner.turn, owner.epoch));
         match (owns, outcomes[0]) {
             (None, Appended::Fenced) => {}
-            (Some(turn), Appended::Cancelled) => assert!(turn.cancelled && !ends),
-            (Some(turn), Appended::Stored { .. }) => assert!(!turn.cancelled || ends),
+            (Some(_), Appended::Cancelled) => assert!(cancelled && !ends),
+            (Some(_), Appended::Stored { .. }) => assert!(!cancelled || ends),
             (_, outcome) => panic!("{owner:?} got {outcome:?}"),
         }
         outcomes[0]

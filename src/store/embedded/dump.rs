@@ -32,16 +32,16 @@ pub struct Selection {
 pub fn dump<E: From<Error>>(
     path: &Path,
     selection: Selection,
-    line: impl Fn(Value) -> Result<(), E>,
+    mut line: impl FnMut(Value) -> Result<(), E>,
 ) -> Result<(), E> {
     let database = open_to_look(path)?;
     let transaction = database.begin_read().map_err(down)?;
     check_format(&transaction)?;
     if selection.knowledge {
-        dump_knowledge(&transaction, &line)?;
+        dump_knowledge(&transaction, &mut line)?;
     }
     if selection.conversations {
-        dump_conversations(&transaction, selection.conversation, &line)?;
+        dump_conversations(&transaction, selection.conversation, &mut line)?;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ fn table<K: Key + 'static, V: Stored + 'static>(
 
 fn dump_knowledge<E: From<Error>>(
     transaction: &ReadTransaction,
-    line: &impl Fn(Value) -> Result<(), E>,
+    line: &mut impl FnMut(Value) -> Result<(), E>,
 ) -> Result<(), E> {
     let Some(log) = table(transaction, KNOWLEDGE_LOG)? else { return Ok(()) };
     for row in log.iter().map_err(down)? {
@@ -85,7 +85,7 @@ fn dump_knowledge<E: From<Error>>(
 fn dump_conversations<E: From<Error>>(
     transaction: &ReadTransaction,
     only: Option<ConversationId>,
-    line: &impl Fn(Value) -> Result<(), E>,
+    line: &mut impl FnMut(Value) -> Result<(), E>,
 ) -> Result<(), E> {
     let (Some(conversations), Some(requests), Some(events)) = (
         table(transaction, CONVERSATIONS)?,

@@ -11,11 +11,12 @@ use std::{
 };
 
 use redb::{Database, DatabaseError, ReadOnlyDatabase, StorageError, backends::InMemoryBackend};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     super::Error,
-    tables::{prepare, sound},
+    tables::{Fault, prepare, sound, write},
+    turns::interrupt_all,
 };
 
 /// The open database; `None` while it is down.
@@ -108,7 +109,7 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
     }
     let opened = catch_unwind(|| Database::create(path));
     let damage = match opened {
-        Ok(Ok(database)) => match guarded(|| sound(&database)) {
+        Ok(Ok(database)) => match guarded(|| take_over(&database)) {
             Ok(()) => return Ok(database),
             Err(Error::Corrupt(what)) => what,
             Err(error) => return Err(error),
@@ -145,6 +146,16 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
     catch_unwind(|| Database::create(path))
         .map_err(|_| refuse("the database panicked on a new file".to_owned()))?
         .map_err(|error| refuse(error.to_string()))
+}
+
+/// Checks what another process has left, and ends the turns that it had open.
+fn take_over(database: &Database) -> Result<(), Error> {
+    sound(database)?;
+    let (turns, _) = write(database, |tables| interrupt_all(tables).map_err(Fault::into_error))?;
+    if turns > 0 {
+        info!(turns, "turns that were open are ended as interrupted");
+    }
+    Ok(())
 }
 
 /// `x.redb.damaged-1`, or the next number that is free.

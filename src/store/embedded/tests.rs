@@ -1,15 +1,8 @@
 //! What the embedded store promises beyond the contract: files.
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Instant, SystemTime},
-};
+use std::{fs, path::PathBuf, time::SystemTime};
 
-use redb::{
-    ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    backends::InMemoryBackend,
-};
+use redb::{ReadableDatabase as _, ReadableTableMetadata as _, backends::InMemoryBackend};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -30,6 +23,9 @@ use crate::{
     },
     health::Health,
 };
+
+mod conversations;
+mod disk;
 
 const LEASE: Duration = Duration::from_millis(500);
 const RETENTION: Duration = Duration::from_hours(1);
@@ -163,67 +159,55 @@ async fn a_newer_format_is_refused() {
     assert!(error.contains("format 99"), "{error}");
 }
 
-/// A disk that is full while `full` holds, at the database's own seam.
-#[derive(Debug)]
-struct Disk {
-    backend: InMemoryBackend,
-    full: Arc<std::sync::atomic::AtomicBool>,
-}
-
-impl Disk {
-    fn check(&self) -> Result<(), std::io::Error> {
-        let full = self.full.load(std::sync::atomic::Ordering::SeqCst);
-        if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    }
-}
-
-impl redb::StorageBackend for Disk {
-    fn len(&self) -> Result<u64, std::io::Error> {
-        self.backend.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-        self.backend.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
-        self.check()?;
-        self.backend.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), std::io::Error> {
-        self.check()?;
-        self.backend.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-        self.check()?;
-        self.backend.write(offset, data)
-    }
-}
-
 #[tokio::test]
-async fn a_full_disk_takes_readiness_and_a_working_one_returns_it() {
+async fn a_file_of_the_first_format_is_taken_over() {
     let folder = folder();
     let (path, url) = file(&folder);
-    drop(open(&url).expect("a new store"));
-    let (health, dependency) = dependency();
-    let store = Embedded::open(&config(&url, LEASE), false, dependency, &mut Registry::default());
-    let store = store.expect("a store");
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    let database = Database::create(&path).expect("a database");
+    let transaction = database.begin_write().expect("a transaction");
+    {
+        let mut meta = transaction.open_table(META).expect("a table");
+        meta.insert("format", 1).expect("an insert");
+        meta.insert("knowledge_revision", 1).expect("an insert");
+        let change = tables::encode(&contract::upsert(1, "old")).expect("JSON");
+        let mut log = transaction.open_table(KNOWLEDGE_LOG).expect("a table");
+        log.insert(1, change.as_slice()).expect("an insert");
+    }
+    transaction.commit().expect("a commit");
+    drop(database);
+    let store = open(&url).expect("the store");
+    let changes = store.read_knowledge(Revision(0), 10).await.expect("a read");
+    assert_eq!(changes, [(Revision(1), contract::upsert(1, "old"))]);
+    begin(&store, &key(), &says("hello")).await;
+}
 
-    // The same store, on a disk that is full.
-    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let disk = Disk { backend: InMemoryBackend::new(), full: Arc::clone(&full) };
-    let database = Database::builder().create_with_backend(disk).expect("a database");
-    prepare(&database).expect("tables");
-    *store.file.database.write().expect("the lock") = Some(database);
-    full.store(true, std::sync::atomic::Ordering::SeqCst);
+fn key() -> ConversationKey {
+    ConversationKey::new("alice", ConversationId(Uuid::new_v4()))
+}
 
-    let mut states = health.watch();
-    let error = store.append_knowledge(vec![contract::upsert(1, "x")]).await;
-    assert!(matches!(error, Err(Error::Down(_))), "{error:?}");
-    states.wait_for(|state| state.waiting_for() == ["store"]).await.expect("not ready");
+fn says(text: &str) -> Begin {
+    let request = RequestId(Uuid::new_v4());
+    let message = Message { participant: "alice".to_owned(), text: text.to_owned(), request };
+    Begin { message, options: TurnOptions::default(), existing: false }
+}
 
-    // The writer opens the path again, which works.
-    states.wait_for(|state| state.waiting_for().is_empty()).await.expect("ready");
-    store.append_knowledge(vec![contract::upsert(1, "x")]).await.expect("an append");
-    drop(store);
-    let store = open(&StoreUrl::File(path)).expect("the store");
-    assert_eq!(*store.knowledge_revision().borrow(), Revision(1));
+fn delta(text: &str) -> EventBody {
+    EventBody::Delta(text.to_owned())
+}
+
+fn interrupted(partial_text: &str) -> EventBody {
+    let partial_text = partial_text.to_owned();
+    EventBody::Failed(Failure { reason: FailureReason::Interrupted, partial_text })
+}
+
+async fn begin(store: &Embedded, key: &ConversationKey, begin: &Begin) -> Owner {
+    match store.begin(key, begin).await.expect("a begin") {
+        Begun::New { owner, .. } => owner,
+        other => panic!("not new: {other:?}"),
+    }
+}
+
+async fn read(store: &Embedded, key: &ConversationKey) -> Page {
+    store.read(key, After::Sequence(Sequence(0)), 10_000, false).await.expect("a read")
 }

@@ -1,0 +1,120 @@
+//! A disk that is full for a while.
+
+use super::{tables::write, *};
+
+/// A disk that is full while `full` holds, at the database's own seam.
+#[derive(Debug)]
+struct Disk {
+    backend: InMemoryBackend,
+    full: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Disk {
+    fn check(&self) -> Result<(), std::io::Error> {
+        let full = self.full.load(std::sync::atomic::Ordering::SeqCst);
+        if full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> Result<u64, std::io::Error> {
+        self.backend.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+        self.backend.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+        self.check()?;
+        self.backend.set_len(len)
+    }
+    fn sync_data(&self) -> Result<(), std::io::Error> {
+        self.check()?;
+        self.backend.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+        self.check()?;
+        self.backend.write(offset, data)
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_readiness_and_a_working_one_returns_it() {
+    let folder = folder();
+    let (path, url) = file(&folder);
+    drop(open(&url).expect("a new store"));
+    let (health, dependency) = dependency();
+    let store = Embedded::open(&config(&url, LEASE), false, dependency, &mut Registry::default());
+    let store = store.expect("a store");
+
+    // The same store, on a disk that is full.
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let disk = Disk { backend: InMemoryBackend::new(), full: Arc::clone(&full) };
+    let database = Database::builder().create_with_backend(disk).expect("a database");
+    prepare(&database).expect("tables");
+    *store.file.database.write().expect("the lock") = Some(database);
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+
+    let mut states = health.watch();
+    let error = store.append_knowledge(vec![contract::upsert(1, "x")]).await;
+    assert!(matches!(error, Err(Error::Down(_))), "{error:?}");
+    states.wait_for(|state| state.waiting_for() == ["store"]).await.expect("not ready");
+
+    // The writer opens the path again, which works.
+    states.wait_for(|state| state.waiting_for().is_empty()).await.expect("ready");
+    store.append_knowledge(vec![contract::upsert(1, "x")]).await.expect("an append");
+    drop(store);
+    let store = open(&StoreUrl::File(path)).expect("the store");
+    assert_eq!(*store.knowledge_revision().borrow(), Revision(1));
+}
+
+#[tokio::test]
+async fn an_append_that_a_full_disk_refused_is_stored_once_after_it() {
+    let folder = folder();
+    let (_, url) = file(&folder);
+    let (health, dependency) = dependency();
+    let config = config(&url, LEASE);
+    let store = Embedded::open(&config, false, dependency, &mut Registry::default());
+    let store = store.expect("a store");
+    let key = key();
+    let owner = begin(&store, &key, &says("hello")).await;
+    store.append(&owner, 1, &[delta("a")]).await.expect("an append");
+
+    // The same conversation, on a disk that is full. The file keeps what it has, and is opened again.
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let disk = Disk { backend: InMemoryBackend::new(), full: Arc::clone(&full) };
+    let database = Database::builder().create_with_backend(disk).expect("a database");
+    prepare(&database).expect("tables");
+    copy_conversation(&store, &database, &key);
+    *store.file.database.write().expect("the lock") = Some(database);
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut states = health.watch();
+    let lost = store.append(&owner, 2, &[delta("b")]).await;
+    assert!(matches!(lost, Err(Error::Down(_))), "{lost:?}");
+    states.wait_for(|state| state.waiting_for() == ["store"]).await.expect("not ready");
+    states.wait_for(|state| state.waiting_for().is_empty()).await.expect("ready");
+
+    // The turn is still open, and its owner still owns it.
+    for _ in 0..2 {
+        let stored = store.append(&owner, 2, &[delta("b")]).await.expect("an append");
+        assert!(matches!(stored, Appended::Stored { .. }), "{stored:?}");
+    }
+    let bodies: Vec<_> = read(&store, &key).await.events.into_iter().map(|it| it.body).collect();
+    assert_eq!(bodies[1..], [delta("a"), delta("b")]);
+}
+
+fn copy_conversation(store: &Embedded, to: &Database, key: &ConversationKey) {
+    let digest = key.digest();
+    let read = |database: &Database| {
+        let transaction = database.begin_read().map_err(file::down)?;
+        let table = transaction.open_table(CONVERSATIONS).map_err(file::down)?;
+        let row = table.get(&digest.0).map_err(file::down)?.expect("the conversation");
+        Ok(row.value().to_vec())
+    };
+    let record = store.file.with(read).expect("a read");
+    let copied = write(to, |tables| {
+        tables.conversations.insert(&digest.0, record.as_slice()).map_err(file::down)?;
+        tables.effects.changed = true;
+        Ok(())
+    });
+    copied.expect("a copy");
+}
