@@ -207,15 +207,19 @@ impl<'a> History<'a> {
         self.writers.swap_remove(at);
     }
 
-    /// Appends, now and then more than once, as after an unknown outcome.
+    /// Appends, now and then more than once, as after an unknown outcome; the world goes on meanwhile.
     async fn append(&mut self, at: usize, events: &[EventBody]) -> Appended {
         let Writer { owner, next, .. } = &self.writers[at];
         let (owner, next) = (owner.clone(), *next);
+        let cancelled = self.active().is_some_and(|turn| turn.cancelled);
         let mut outcomes = Vec::new();
         loop {
             outcomes.push(self.any().append(&owner, next, events).await.expect("an append"));
-            if self.dice.below(4) > 0 {
-                break;
+            match self.dice.below(16) {
+                0 | 1 => {}
+                2 => self.post().await,
+                3 if !events.is_empty() => self.cancel().await,
+                _ => break,
             }
         }
         let last = |outcome: &Appended| match outcome {
@@ -231,8 +235,8 @@ impl<'a> History<'a> {
             .filter(|turn| (turn.begin.message.request, turn.newest) == (owner.turn, owner.epoch));
         match (owns, outcomes[0]) {
             (None, Appended::Fenced) => {}
-            (Some(turn), Appended::Cancelled) => assert!(turn.cancelled && !ends),
-            (Some(turn), Appended::Stored { .. }) => assert!(!turn.cancelled || ends),
+            (Some(_), Appended::Cancelled) => assert!(cancelled && !ends),
+            (Some(_), Appended::Stored { .. }) => assert!(!cancelled || ends),
             (_, outcome) => panic!("{owner:?} got {outcome:?}"),
         }
         outcomes[0]

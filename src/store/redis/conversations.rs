@@ -184,9 +184,10 @@ impl ConversationLog for Redis {
         events.extend(entries(reply.value(4)?)?);
         events.sort_by_key(|event| event.position.sequence);
         events.truncate(usize::try_from(most).unwrap_or(usize::MAX));
-        let active = match reply.text(1)?.is_empty() {
-            true => None,
-            false => Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? }),
+        let active = if reply.text(1)?.is_empty() {
+            None
+        } else {
+            Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? })
         };
         Ok(Page { events, active })
     }

@@ -12,7 +12,8 @@ const OLDEST: u32 = 7;
 pub(super) struct Facts {
     /// As in `7.0.15`.
     pub(super) version: String,
-    valkey: bool,
+    /// Valkey says what Redis it is like in the other one.
+    valkey: Option<String>,
     pub(super) cluster: bool,
     pub(super) primary: bool,
     pub(super) loading: bool,
@@ -30,7 +31,7 @@ impl Facts {
             let Some((name, value)) = line.trim_end().split_once(':') else { continue };
             match name {
                 "redis_version" => value.clone_into(&mut facts.version),
-                "valkey_version" => facts.valkey = true,
+                "valkey_version" => facts.valkey = Some(value.to_owned()),
                 "redis_mode" => facts.cluster = value == "cluster",
                 "cluster_enabled" => facts.cluster |= value == "1",
                 "role" => facts.primary = value == "master",
@@ -51,7 +52,7 @@ impl Facts {
     pub(super) fn refusal(&self, topology: &Topology) -> Option<String> {
         let major: u32 =
             self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-        if !self.valkey && major < OLDEST {
+        if self.valkey.is_none() && major < OLDEST {
             return Some(format!(
                 "its version is {}; it has to be Redis {OLDEST}.0 or newer, or Valkey",
                 if self.version.is_empty() { "unknown" } else { &self.version }

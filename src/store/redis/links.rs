@@ -100,7 +100,7 @@ impl Link {
 #[derive(Debug)]
 pub(super) struct Links {
     connector: Arc<Connector>,
-    links: Mutex<HashMap<Target, Arc<Link>>>,
+    kept: Mutex<HashMap<Target, Arc<Link>>>,
     /// The first slot of each range and the node that has it, in order. Empty without a cluster.
     slots: RwLock<Vec<(u16, Address)>>,
     new: mpsc::Sender<BoxFuture<'static, ()>>,
@@ -138,7 +138,7 @@ impl Links {
         let (new, receiver) = mpsc::channel(NEW);
         let links = Arc::new(Self {
             connector,
-            links: Mutex::default(),
+            kept: Mutex::default(),
             slots: RwLock::default(),
             new,
             dependency,
@@ -322,7 +322,7 @@ impl Links {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Target, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,7 +11,7 @@ use redis::{
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     super::hints::Hints,
@@ -147,9 +147,10 @@ impl Subscriber {
             }
             Some(Subject::Knowledge) => {
                 self.metrics.hints.inc();
-                match payload.parse() {
-                    Ok(newest) => newer(&self.revision, Revision(newest)),
-                    Err(_) => warn!(payload, "a wake-up that is no revision"),
+                // One that cannot be read says at least that something is there to look up.
+                match payload.parse().map(Revision) {
+                    Ok(newest) => newer(&self.revision, newest),
+                    Err(_) => self.resumed.notify_one(),
                 }
             }
             None => {}

@@ -72,6 +72,12 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where the nodes of its cluster talk to it.
+    pub(super) fn bus_port(&self) -> String {
+        let at = self.args.iter().position(|arg| arg == "--cluster-port").expect("a node");
+        self.args[at + 1].clone()
+    }
+
     /// As from a crash.
     pub(super) fn kill(&mut self) {
         self.process.kill().expect("a process");
