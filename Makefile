@@ -18,8 +18,9 @@ doc: ## the documentation builds, without a broken link
 test: ## the README's test command
 	cargo test
 
-bench: ## search, memory of idle connections, probes under load; no step of CI, since machines are noisy
+bench: ## search, the log, memory of idle connections, probes under load; no step of CI, since machines are noisy
 	cargo bench --bench search
+	cargo bench --bench log
 	cargo bench --features jemalloc --bench idle
 	cargo bench --bench probe -- --seconds 20
 
