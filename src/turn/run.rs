@@ -326,6 +326,8 @@ impl Generation {
     fn completed(&self, end: engine::End) -> EventBody {
         let engine::End { answered, confidence, sources, usage, finish } = end;
         let text = self.text.clone();
+        // JSON, which stores write, has no other numbers.
+        let confidence = if confidence.is_finite() { confidence } else { 0.0 };
         EventBody::Completed(Completion { text, answered, confidence, sources, usage, finish })
     }
 

@@ -4,6 +4,8 @@
 //! last event it has shown by its tag, so that a store which has lost its newest events is noticed
 //! and never waited for.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, Span, warn};
 
@@ -23,6 +25,9 @@ pub struct Tail {
     idle: bool,
     /// Since when the store has been down.
     down: Option<Instant>,
+    /// Since when a turn without an owner cannot be taken over: a store may be read and not written, as
+    /// on a full disk.
+    stuck: Arc<Mutex<Option<Instant>>>,
     /// Counts as a reader of the conversation.
     _guard: ReaderGuard,
 }
@@ -32,7 +37,8 @@ impl Tail {
         let hint = turns.0.log.hint(key);
         let guard = turns.0.watchers.reads(key.digest());
         let key = key.clone();
-        Self { turns, key, after, hint, idle: false, down: None, _guard: guard }
+        let (down, stuck) = (None, Arc::default());
+        Self { turns, key, after, hint, idle: false, down, stuck, _guard: guard }
     }
 
     /// The conversation.
@@ -57,7 +63,12 @@ impl Tail {
                 self.idle = active.is_none() && events.len() < PAGE;
                 if let Some(last) = events.last() {
                     self.after = After::Position(last.position);
+                    *self.stuck() = None;
                     return Ok(events);
+                }
+                if self.stuck().is_some_and(|since| since.elapsed() >= PATIENCE) {
+                    let why = "the turn's owner is gone, and its end cannot be written";
+                    return Err(store::Error::Down(why.to_owned()).into());
                 }
                 if active.is_some_and(|active| active.orphaned) {
                     self.take_over();
@@ -69,6 +80,10 @@ impl Tail {
                 () = sleep(wait) => {}
             }
         }
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` while the store is down.
@@ -90,10 +105,12 @@ impl Tail {
 
     /// In a task, so that a reader who leaves in the middle of it leaves no turn without an owner.
     fn take_over(&self) {
-        let (turns, key) = (self.turns.clone(), self.key.clone());
+        let (turns, key, stuck) = (self.turns.clone(), self.key.clone(), Arc::clone(&self.stuck));
         let take_over = async move {
             if let Err(error) = turns.take_over(&key).await {
                 warn!(%error, "a turn could not be taken over");
+                let mut stuck = stuck.lock().unwrap_or_else(PoisonError::into_inner);
+                stuck.get_or_insert_with(Instant::now);
             }
         };
         self.turns.0.life.spawn_work(take_over.instrument(Span::current()));

@@ -6,10 +6,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use chatbot::pb::chatbot::v1::{
-    ChatRequest, ConverseRequest, FinishReason, Join, converse_request::Request as Say,
-    converse_response::Response as Told,
+    AskRequest, ChatRequest, ConverseRequest, Event, FinishReason, Join, KnowledgeEntry,
+    TeachRequest, chatbot_client::ChatbotClient, converse_request::Request as Say,
+    converse_response::Response as Told, teach_request::Change,
 };
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 use crate::{
     conversations::{
@@ -20,10 +21,10 @@ use crate::{
     redis::{self, Redis},
     replica::Replica,
     scripted::{Script, notes, stepped},
-    support::{LONG, Running, channel, eventually, folder, metric, start_scripted},
+    support::{
+        LONG, Running, SmallDisk, channel, eventually, folder, metric, serve, start_scripted,
+    },
 };
-use chatbot::pb::chatbot::v1::{Event, chatbot_client::ChatbotClient};
-use tonic::transport::Channel;
 
 /// Short, so that dead owners are noticed soon.
 const LEASE: &str = "store.lease=500ms";
@@ -49,6 +50,11 @@ fn script(hangs_at: Option<usize>) -> Script {
 
 fn scripted(script: &Script) -> ChatRequest {
     request(&script.question())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a small number")]
+fn f64_of(number: i64) -> f64 {
+    number as f64
 }
 
 fn after(request: &ChatRequest, event: &Event) -> ChatRequest {
@@ -529,6 +535,105 @@ async fn nobody_reads_for_detach_grace() {
     let end = completed(events.last().expect("an end"));
     assert_eq!((end.finish_reason(), &end.text[..]), (FinishReason::Cancelled, "still here "));
     let _ = body(&events[0]);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn damaged_file_disk_full() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let folder = folder();
+    let file = disk.path().join("chatbot.redb");
+    let url = format!("store.url=redb:{}", file.display());
+    let node = Replica::start(folder.path(), &[&url, LEASE]);
+    let mut client = client(node.server).await;
+    // More than there is room for.
+    let long = Script { pieces: 120, bytes: 1_000, every: 0, ..script(None) };
+    let mut full = None;
+    let mut told = Vec::new();
+    for seed in 0..100 {
+        let request = scripted(&Script { seed, ..long.clone() });
+        let (events, status) = match client.chat(request.clone()).await {
+            Ok(stream) => rest(stream.into_inner()).await,
+            Err(status) => (Vec::new(), Some(status)),
+        };
+        let Some(status) = status else {
+            told.push((request, events));
+            continue;
+        };
+        assert_eq!((status.code(), &reason(&status)[..]), (Code::Unavailable, "LOG_UNAVAILABLE"));
+        full = Some((request, events));
+        break;
+    }
+    let (request, events) = full.expect("the disk is full");
+    disk.grow();
+    eventually(|| metric(node.ops, "chatbot_health_ready") == Some(1.0)).await;
+    // What was shown is there; where nothing was logged, the request is as good as new.
+    let (again, _) = rest(chat(&mut client, &request).await).await;
+    assert_eq!(again[..events.len()], events);
+    for (request, events) in &told {
+        let (again, status) = rest(chat(&mut client, request).await).await;
+        assert!(status.is_none());
+        assert_eq!(again.last(), events.last(), "what was acknowledged is kept");
+    }
+    drop(node);
+
+    // And damaged, it is refused with a way out, not guessed at.
+    let mut bytes = std::fs::read(&file).expect("the file");
+    bytes[..512].fill(0xAA);
+    std::fs::write(&file, &bytes).expect("the file");
+    let output = serve(&folder, &[&url]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("--set-aside-damaged-store"), "{stderr}");
+    assert_eq!(std::fs::read(&file).expect("the file"), bytes, "it is left as it is");
+}
+
+#[tokio::test]
+async fn teach_stream_drops() {
+    let Some(redis) = redis::start() else { return };
+    let (a, b, _questions) = two(&redis).await;
+    let upsert = |answer_id: i32| TeachRequest {
+        change: Some(Change::Upsert(KnowledgeEntry {
+            answer_id,
+            questions: vec![format!("What is the number {answer_id} called?")],
+            answer: format!("Number {answer_id}."),
+            language_code: "en".to_owned(),
+        })),
+    };
+    let changes: Vec<_> = (1_000..1_300).map(upsert).collect();
+    // The stream breaks in the middle; a part of it may have been kept.
+    let (says, said) = tokio::sync::mpsc::channel(1);
+    let mut client = a.chatbot().await;
+    {
+        let teach = client.teach(tokio_stream::wrappers::ReceiverStream::new(said));
+        tokio::pin!(teach);
+        for change in &changes[..280] {
+            tokio::select! {
+                sent = says.send(change.clone()) => sent.expect("it listens"),
+                broke = &mut teach => panic!("{broke:?}"),
+            }
+        }
+    }
+    drop(client);
+    // Sent again, to another replica, all of it counts once.
+    let taught = b.chatbot().await.teach(tokio_stream::iter(changes)).await;
+    let taught = taught.expect("a summary").into_inner();
+    assert_eq!(taught.upserted_count, 300);
+    let follows = |app: &Running| {
+        let (ops, revision) = (app.addresses.ops, taught.knowledge_revision);
+        move || metric(ops, "chatbot_knowledge_revision").is_some_and(|now| now >= f64_of(revision))
+    };
+    for app in [&a, &b] {
+        eventually(follows(app)).await;
+        assert_eq!(metric(app.addresses.ops, "chatbot_knowledge_entries"), Some(306.0));
+        let question = AskRequest {
+            query: "What is the number 1234 called?".to_owned(),
+            ..AskRequest::default()
+        };
+        let answer = app.chatbot().await.ask(question).await.expect("an answer").into_inner();
+        assert_eq!(answer.answer.expect("an answer").text, "Number 1234.");
+    }
     a.stop().await;
     b.stop().await;
 }

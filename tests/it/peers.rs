@@ -1,11 +1,6 @@
 //! Clients and tools that are not ours: grpcio, grpc-health-probe, h2spec, a full disk.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use chatbot::pb::chatbot::v1::{
     KnowledgeEntry, TeachRequest, chatbot_client::ChatbotClient, teach_request::Change,
@@ -14,7 +9,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::{
-    support::{Process, binary, channel, folder, serve, skip},
+    support::{Process, SmallDisk, binary, channel, folder, serve, skip, succeeds},
     tls::{Authority, settings},
 };
 
@@ -26,11 +21,6 @@ fn python(modules: &str) -> Option<String> {
         skip("python3 with grpcio", "pip install -r tests/python/requirements.txt");
     }
     there.then_some(python)
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    quiet.status().is_ok_and(|status| status.success())
 }
 
 /// What a program prints, of whatever exit code.
@@ -237,39 +227,10 @@ fn upsert(id: i32) -> TeachRequest {
     TeachRequest { change: Some(Change::Upsert(entry)) }
 }
 
-/// A file system of four megabytes, for as long as it lives.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder.path());
-        succeeds(&mut mount).then_some(Self(folder))
-    }
-
-    fn grow(&self) {
-        let mut mount = Command::new("mount");
-        assert!(succeeds(mount.args(["-o", "remount,size=64m"]).arg(self.0.path())));
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = succeeds(Command::new("umount").arg("--lazy").arg(self.0.path()));
-    }
-}
-
 // Two threads: the test waits for the process while its client speaks to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_is_told_to_teachers_and_probes_and_loses_nothing() {
-    let Some(disk) = SmallDisk::mount() else {
-        return skip("a file system of its own", "run as root, with the right to mount");
-    };
+    let Some(disk) = SmallDisk::mount() else { return };
     let folder = folder();
     let url = format!("store.url=redb:{}", disk.path().join("chatbot.redb").display());
     let mut process = Process::start(&mut serve(&folder, &[&url]));

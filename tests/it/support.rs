@@ -309,3 +309,40 @@ pub(crate) fn skip(what: &str, install: &str) {
     );
     report(&format!("skipped: {what} is missing; {install}"));
 }
+
+/// Whether a program ends well; what it prints is nobody's business.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// A file system of four megabytes, for as long as it lives; where it cannot be had, that is said.
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub(crate) fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder.path());
+        if !succeeds(&mut mount) {
+            skip("a file system of its own", "run as root, with the right to mount");
+            return None;
+        }
+        Some(Self(folder))
+    }
+
+    pub(crate) fn grow(&self) {
+        let mut mount = Command::new("mount");
+        assert!(succeeds(mount.args(["-o", "remount,size=64m"]).arg(self.0.path())));
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = succeeds(Command::new("umount").arg("--lazy").arg(self.0.path()));
+    }
+}
