@@ -78,8 +78,14 @@ pub(super) fn run(sources: &Sources, options: Options) -> ExitCode {
 }
 
 fn dump(url: &StoreUrl, selection: Selection, mut out: impl Write) -> anyhow::Result<()> {
-    let StoreUrl::File(path) = url else {
-        bail!("store.url is memory: there is nothing to dump, it ends with its server");
+    let path = match url {
+        StoreUrl::File(path) => path,
+        StoreUrl::Memory => {
+            bail!("store.url is memory: there is nothing to dump, it ends with its server")
+        }
+        StoreUrl::Redis(_) => {
+            bail!("store.url is a server: look with redis-cli, its keys begin with store.key_prefix")
+        }
     };
     store::dump(path, selection, |object| -> anyhow::Result<()> {
         writeln!(out, "{object}")?;
