@@ -71,6 +71,7 @@ fn completed(text: &str) -> EventBody {
         sources: Vec::new(),
         usage: None,
         finish: FinishReason::Stop,
+        degraded: false,
     })
 }
 
