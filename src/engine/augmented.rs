@@ -104,7 +104,7 @@ impl Engine for Augmented {
     fn answer(&self, question: Question) -> Pieces {
         match self.prepared(&question) {
             Ok(Some((ask, grounds))) => {
-                let run = Run { engine: self.clone(), question, ask, grounds, tries: 0 };
+                let run = Run { engine: self.clone(), question, ask, grounds, again: false };
                 Box::pin(stream::once(run.start()).flatten())
             }
             Ok(None) => self.retrieval.answer(question),
@@ -119,7 +119,8 @@ struct Run {
     question: Question,
     ask: Ask,
     grounds: Grounds,
-    tries: u32,
+    /// Whether this is the other try.
+    again: bool,
 }
 
 impl Run {
@@ -133,15 +134,19 @@ impl Run {
                 Some(Err(error @ (Error::Unavailable { .. } | Error::Refused(_)))) => error,
                 first => return Box::pin(stream::iter(first).chain(pieces)),
             };
-            self.tries += 1;
             match pause(&error) {
-                Some(pause) if self.tries == 1 && begun.elapsed() < QUICK => {
+                Some(pause) if !self.again && self.may_try(begun) => {
+                    self.again = true;
                     self.engine.client.retried();
                     sleep(pause).await;
                 }
                 _ => return self.fall_back(&error),
             }
         }
+    }
+
+    fn may_try(&self, begun: Instant) -> bool {
+        begun.elapsed() < QUICK && !self.engine.client.is_resting()
     }
 
     fn fall_back(self, error: &Error) -> Pieces {

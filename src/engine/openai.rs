@@ -98,6 +98,11 @@ impl Client {
         self.0.config.context_tokens
     }
 
+    /// Whether the server is left alone now, so that another try is of no use.
+    pub(super) fn is_resting(&self) -> bool {
+        self.0.breaker.is_open()
+    }
+
     /// Notes that a request is repeated.
     pub(super) fn retried(&self) {
         self.0.metrics.retries.inc();

@@ -32,7 +32,7 @@ impl ModelSpan {
             gen_ai.request.model = model,
             gen_ai.request.stream = true,
             server.address = host,
-            server.port = port,
+            server.port = i64::from(port),
         );
         Self(Some(span))
     }

@@ -39,6 +39,8 @@ pub(super) struct Answer {
     bytes: bytes::Bytes,
     /// By when the first token has to come.
     first: Instant,
+    /// Whether the server has named the model that answers.
+    named: bool,
     /// Whether the model has begun.
     begun: bool,
     /// Whether the turn has been given text.
@@ -75,6 +77,7 @@ impl Answer {
                 decoder: Decoder::default(),
                 bytes: bytes::Bytes::new(),
                 first,
+                named: false,
                 begun: false,
                 said: false,
                 finish: None,
@@ -179,8 +182,9 @@ impl Answer {
         if let (Some(reported), None) = (&chunk.error, &self.finish) {
             return Err(Fault::reported(reported, self.key.as_deref()));
         }
-        if let (Some(model), false) = (&chunk.model, self.begun) {
+        if let Some(model) = chunk.model.as_ref().filter(|_| !self.named) {
             self.tally.span.answered_by(model);
+            self.named = true;
         }
         if (chunk.begun || chunk.finish.is_some()) && !self.begun {
             self.begun = true;

@@ -60,6 +60,15 @@ impl Breaker {
         Some(Permit { breaker: self.clone(), probe })
     }
 
+    /// Whether nothing would pass now.
+    pub(super) fn is_open(&self) -> bool {
+        match *self.lock() {
+            State::Closed(_) => false,
+            State::Open(until) => until > Instant::now(),
+            State::Probing => true,
+        }
+    }
+
     /// 0: closed, 1: open, 2: probing.
     pub(super) fn number(&self) -> i64 {
         match *self.lock() {
@@ -121,7 +130,7 @@ mod tests {
         for _ in 0..FAILURES {
             pass(&breaker).failed();
         }
-        assert!(breaker.pass().is_none());
+        assert!(breaker.is_open() && breaker.pass().is_none());
         breaker
     }
 
@@ -142,9 +151,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_the_pause_one_request_decides_for_all() {
         let breaker = opened();
-        tokio::time::advance(PAUSE - Duration::from_millis(1)).await;
+        tokio::time::advance(PAUSE / 2).await;
         assert!(breaker.pass().is_none());
-        tokio::time::advance(Duration::from_millis(1)).await;
+        tokio::time::advance(PAUSE / 2).await;
         let probe = pass(&breaker);
         assert_eq!(breaker.number(), 2);
         assert!(breaker.pass().is_none(), "one at a time");

@@ -139,11 +139,12 @@ fn tls(config: &config::Upstream) -> Result<ClientConfig, SetupError> {
             return Err(unusable("there is none".to_owned()));
         }
     }
-    // What is spoken over it is the client's to offer.
-    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_no_client_auth())
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
 }
 
 fn of_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
