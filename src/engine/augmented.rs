@@ -168,3 +168,79 @@ fn pause(error: &Error) -> Option<Duration> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        config::{Config, Sources},
+        domain::RequestId,
+        engine::{Exchange, openai::Role},
+        knowledge::Base,
+    };
+
+    fn engine(more: &[&str]) -> Augmented {
+        let model = ["upstream.base_url=http://127.0.0.1:1", "upstream.model=tiny"];
+        let overrides = model.iter().chain(more).map(|pair| (*pair).to_owned()).collect();
+        let config = Config::load(&Sources { overrides, ..Sources::default() }).expect("settings");
+        let upstream = config.upstream.expect("a model");
+        let client = Client::new(&upstream, &mut Registry::default()).expect("a client");
+        let entries = Base::Sample.load().expect("the sample");
+        let knowledge = Knowledge::of_entries(&entries).expect("an index");
+        Augmented::new(client, knowledge, 0.5, config.engine)
+    }
+
+    fn question(text: &str, before: &[&str]) -> Question {
+        let exchange = |question: &&str| Exchange {
+            question: (*question).to_owned(),
+            answer: "...".to_owned(),
+        };
+        Question {
+            request: RequestId(Uuid::new_v4()),
+            text: text.to_owned(),
+            language: None,
+            history: before.iter().map(exchange).collect(),
+        }
+    }
+
+    const TOPIC: &str = "Why does my gRPC server fail with too many open files?";
+
+    #[test]
+    fn a_question_that_needs_the_one_before_it_finds_its_entries() {
+        let engine = engine(&[]);
+        let alone = engine.prepared(&question(TOPIC, &[])).expect("a search").expect("entries");
+        let (ask, grounds) = engine
+            .prepared(&question("And then?", &[TOPIC]))
+            .expect("a search")
+            .expect("entries by the question before");
+        assert_eq!(grounds.sources[0].answer_id, alone.1.sources[0].answer_id);
+        let roles: Vec<Role> = ask.messages.iter().map(|message| message.role).collect();
+        assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User]);
+        assert!(ask.messages[3].content.ends_with("Question: And then?"));
+        assert!(engine.prepared(&question("And then?", &[])).expect("a search").is_none());
+    }
+
+    #[test]
+    fn entries_that_do_not_reach_the_threshold_are_not_told() {
+        let engine = engine(&["engine.ungrounded=true", "engine.grounding_entries=20"]);
+        let (_, grounds) = engine.prepared(&question(TOPIC, &[])).expect("a search").expect("some");
+        assert!((1..20).contains(&grounds.sources.len()), "{}", grounds.sources.len());
+        let pizza = question("What is the best pizza in Naples?", &[]);
+        let (ask, grounds) =
+            engine.prepared(&pizza).expect("a search").expect("asked all the same");
+        assert!(grounds.sources.is_empty() && grounds.confidence <= 0.0);
+        assert_eq!(ask.messages[1].content, pizza.text);
+    }
+
+    #[test]
+    fn only_what_can_pass_soon_is_tried_again() {
+        let unavailable = |retry_after| Error::Unavailable { why: String::new(), retry_after };
+        assert_eq!(pause(&unavailable(None)), Some(PAUSE));
+        assert_eq!(pause(&unavailable(Some(LONGEST_PAUSE))), Some(LONGEST_PAUSE));
+        assert_eq!(pause(&unavailable(Some(LONGEST_PAUSE * 2))), None);
+        assert_eq!(pause(&Error::Refused(String::new())), None);
+    }
+}

@@ -41,6 +41,7 @@ pub(crate) struct Model {
     scheme: &'static str,
     calls: mpsc::Receiver<Call>,
     count: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -112,11 +113,14 @@ impl Model {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let scheme = if tls.is_some() { "https" } else { "http" };
+        let opened = Arc::<AtomicUsize>::default();
+        let connections = Arc::clone(&opened);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
+                opened.fetch_add(1, Ordering::SeqCst);
                 let (routes, tls) = (routes.clone(), tls.clone());
                 connections.spawn(async move {
                     let service = TowerToHyperService::new(routes);
@@ -132,7 +136,7 @@ impl Model {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, scheme, calls, count, _tasks: tasks }
+        Self { address, scheme, calls, count, connections, _tasks: tasks }
     }
 
     /// The settings that point an app to it.
@@ -145,6 +149,11 @@ impl Model {
     pub(crate) async fn next(&mut self) -> Call {
         let next = tokio::time::timeout(LONG, self.calls.recv()).await;
         next.expect("a call in time").expect("a server")
+    }
+
+    /// How many connections were opened to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// How often it was called.

@@ -479,6 +479,21 @@ async fn the_stop_button_closes_the_call() {
 }
 
 #[tokio::test]
+async fn a_connection_serves_one_call_after_the_other() {
+    let mut model = Model::start().await;
+    let app = app(&model, &[]).await;
+    for _ in 0..20 {
+        let seen = ask(&mut model, &app, &request("Why?"), async |call: Call| {
+            call.stream().answer("Because.").await;
+        })
+        .await;
+        assert_eq!(seen.completed().text, "Because.");
+    }
+    assert_eq!((model.count(), model.connections()), (20, 1));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn tls_and_http_2_are_spoken_with_authorities_from_a_file() {
     let files = folder();
     let (mut model, authority) = Model::start_tls(files.path()).await;

@@ -26,6 +26,9 @@ use crate::{
 const REFUSAL: (Duration, usize) = (Duration::from_secs(1), 4096);
 /// How long the count of tokens may come after the end of the answer.
 const USAGE: Duration = Duration::from_secs(2);
+/// How long the end of the stream may come after its last event: read to it, the connection can be used
+/// again.
+const LAST: Duration = Duration::from_millis(50);
 
 /// An answer while it is read. Dropping it closes the request.
 #[derive(Debug)]
@@ -155,6 +158,10 @@ impl Answer {
         loop {
             let event = match (self.event().await, &self.finish) {
                 (Ok(Next::Event(event)), _) if event != b"[DONE]" => event,
+                (Ok(Next::Event(_)), Some(_)) => {
+                    let _ = timeout(LAST, self.response.chunk()).await;
+                    return Ok(self.end());
+                }
                 // Whatever comes after the end of the answer does not unmake it.
                 (_, Some(_)) => return Ok(self.end()),
                 (Ok(_), None) => {
