@@ -177,6 +177,7 @@ impl Engine for AtOnce {
             sources: Vec::new(),
             usage: None,
             finish: FinishReason::Stop,
+            degraded: false,
         };
         Box::pin(stream::iter([Ok(Piece::Text("x".repeat(PIECE))), Ok(Piece::End(end))]))
     }

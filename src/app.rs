@@ -22,7 +22,7 @@ use crate::{
     auth::{Authenticator, Loaded},
     config::{Config, DefaultEngine},
     domain::EngineKind,
-    engine::{Engine, Engines, Retrieval},
+    engine::{Augmented, Engine, Engines, Generative, Retrieval, openai},
     health::{self, Health},
     knowledge::{Base, Feed, Knowledge, Reloader},
     lifecycle::{Lifecycle, Timeline},
@@ -58,6 +58,7 @@ pub struct App {
     tls: Option<net::Tls>,
     reloader: Reloader,
     authenticator: Authenticator,
+    model_key: Option<openai::Key>,
 }
 
 /// Where it listens; with port 0 in the configuration, where that turned out to be.
@@ -136,7 +137,11 @@ impl App {
         let addresses = Addresses { server: server.address()?, ops: ops.address() };
         let sampled =
             config.telemetry.otlp_endpoint.as_ref().map(|_| config.telemetry.sample_ratio);
-        let chatbot = chatbot(&config, options.generative, &store, search, &life, &mut registry);
+        let model = config.upstream.as_ref();
+        let model = model.map(|config| openai::Client::new(config, &mut registry)).transpose()?;
+        let model_key = model.as_ref().and_then(openai::Client::key);
+        let engines = engines(&config, options.generative, model, &search);
+        let chatbot = chatbot(&config, engines, &store, search, &life, &mut registry);
         let layers = rpc::Layers {
             authenticator: authenticator.clone(),
             spans: CallSpans::new(sampled.unwrap_or(0.0)),
@@ -166,6 +171,7 @@ impl App {
             tls,
             reloader,
             authenticator,
+            model_key,
         })
     }
 
@@ -187,6 +193,11 @@ impl App {
     /// Who may call the main port, to be read again.
     pub fn authenticator(&self) -> Authenticator {
         self.authenticator.clone()
+    }
+
+    /// The key of the model's server, to be read again.
+    pub fn model_key(&self) -> Option<openai::Key> {
+        self.model_key.clone()
     }
 
     /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops
@@ -211,24 +222,44 @@ impl App {
     }
 }
 
+/// The engines: retrieval in any case, those with a model where there is one, or a test plays it.
+fn engines(
+    config: &Config,
+    scripted: Option<Arc<dyn Engine>>,
+    model: Option<openai::Client>,
+    knowledge: &Knowledge,
+) -> Engines {
+    let min_confidence = config.knowledge.min_confidence;
+    let generative = model.clone().map(|model| {
+        let engine = Generative::new(model, config.engine.system_prompt.clone());
+        Arc::new(engine) as Arc<dyn Engine>
+    });
+    let augmented = model.map(|model| {
+        let engine =
+            Augmented::new(model, knowledge.clone(), min_confidence, config.engine.clone());
+        Arc::new(engine) as Arc<dyn Engine>
+    });
+    Engines {
+        default: match config.engine.default {
+            DefaultEngine::Retrieval => EngineKind::Retrieval,
+            DefaultEngine::Generative => EngineKind::Generative,
+            DefaultEngine::Augmented => EngineKind::Augmented,
+        },
+        retrieval: Arc::new(Retrieval::new(knowledge.clone(), min_confidence)),
+        generative: scripted.or(generative),
+        augmented,
+    }
+}
+
 /// What the RPCs are made of.
 fn chatbot(
     config: &Config,
-    generative: Option<Arc<dyn Engine>>,
+    engines: Engines,
     store: &Arc<dyn Store>,
     knowledge: Knowledge,
     life: &Lifecycle,
     registry: &mut Registry,
 ) -> rpc::Chatbot {
-    let retrieval = Retrieval::new(knowledge.clone(), config.knowledge.min_confidence);
-    let engines = Engines {
-        default: match config.engine.default {
-            DefaultEngine::Retrieval => EngineKind::Retrieval,
-        },
-        retrieval: Arc::new(retrieval),
-        generative,
-        augmented: None,
-    };
     let terms = turn::Terms {
         lease: config.store.lease,
         detach_grace: config.store.detach_grace,

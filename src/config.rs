@@ -18,6 +18,7 @@ mod settings;
 mod store;
 mod telemetry;
 mod tls;
+mod upstream;
 mod web;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
@@ -35,6 +36,7 @@ pub use self::{
     store::{Store, StoreUrl},
     telemetry::{LogFormat, Telemetry},
     tls::Tls,
+    upstream::Upstream,
     web::Web,
 };
 
@@ -64,6 +66,8 @@ pub struct Config {
     pub knowledge: Knowledge,
     /// How answers are made.
     pub engine: Engine,
+    /// The model; `None`: there is none.
+    pub upstream: Option<Upstream>,
     /// Limits on requests.
     pub limits: Limits,
     /// Logs and traces.
@@ -109,6 +113,7 @@ impl Config {
             store: Store::check(&mut settings),
             knowledge: Knowledge::check(&mut settings),
             engine: Engine::check(&mut settings),
+            upstream: Upstream::check(&mut settings),
             limits: Limits::check(&mut settings),
             telemetry: Telemetry::check(&mut settings),
             tls: Tls::check(&mut settings),
@@ -118,6 +123,12 @@ impl Config {
             settings.problem(
                 "ops.address",
                 "must differ from server.address: probes need a port of their own",
+            );
+        }
+        if config.engine.default.needs_a_model() && config.upstream.is_none() {
+            settings.problem(
+                "engine.default",
+                "needs a model: set upstream.base_url and upstream.model",
             );
         }
         settings.finish().map(|listed| (config, listed))

@@ -1,15 +1,20 @@
 //! Engines: how a question becomes an answer.
 //!
 //! [`Engine`] is the seam. Retrieval needs no model and shares nothing with one, so the bot still
-//! answers from its knowledge base when a model is saturated.
+//! answers from its knowledge base when a model is saturated. The others ask a model's server
+//! ([`openai`]), alone or grounded in the knowledge base.
 
+mod augmented;
+mod generative;
+pub mod openai;
+mod prompt;
 mod retrieval;
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 
-pub use self::retrieval::Retrieval;
+pub use self::{augmented::Augmented, generative::Generative, retrieval::Retrieval};
 use crate::{
     domain::{EngineKind, FailureReason, FinishReason, RequestId, Source, Usage},
     knowledge,
@@ -35,6 +40,18 @@ pub struct Question {
     pub text: String,
     /// Its primary language, where the caller says so.
     pub language: Option<String>,
+    /// What was asked and answered before in the conversation, oldest first. An engine takes as much of
+    /// it as it can use.
+    pub history: Vec<Exchange>,
+}
+
+/// A question of before, and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exchange {
+    /// The question.
+    pub question: String,
+    /// The answer.
+    pub answer: String,
 }
 
 /// A part of an answer.
@@ -59,6 +76,8 @@ pub struct End {
     pub usage: Option<Usage>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// The model was not available: this is the knowledge base's own answer.
+    pub degraded: bool,
 }
 
 /// Why there is no answer, or no more of it.
@@ -75,6 +94,10 @@ pub enum Error {
         /// When to try again, where the model's server says so.
         retry_after: Option<Duration>,
     },
+    /// The model's server refuses the request, and would again: a wrong key, an unknown model, a
+    /// question that is too long. For the operator to mend.
+    #[error("the model's server refuses: {0}")]
+    Refused(String),
     /// The model's answer broke off.
     #[error("the model's answer broke off: {0}")]
     Truncated(String),
@@ -85,7 +108,7 @@ impl Error {
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Knowledge(_) => FailureReason::Internal,
-            Self::Unavailable { .. } => FailureReason::UpstreamUnavailable,
+            Self::Unavailable { .. } | Self::Refused(_) => FailureReason::UpstreamUnavailable,
             Self::Truncated(_) => FailureReason::UpstreamTruncated,
         }
     }

@@ -6,6 +6,7 @@
 //! that h2 logs becomes a span, ten times the work of the call itself (measured).
 
 mod call;
+mod model;
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -24,7 +25,10 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
-pub use self::call::{CallSpan, CallSpans};
+pub use self::{
+    call::{CallSpan, CallSpans},
+    model::ModelSpan,
+};
 use crate::config;
 
 /// How long the last spans may take to leave. Part of what a pod's grace period has to cover.

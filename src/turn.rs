@@ -181,6 +181,7 @@ impl Turns {
                         request: turn,
                         text: begin.message.text.clone(),
                         language: begin.options.language.clone(),
+                        history: Vec::new(),
                     };
                     self.run(owner, question, begin.options.engine);
                     return Ok(Attached { turn, start, end: None });
@@ -249,7 +250,8 @@ impl Turns {
         let end = match message {
             _ if cancelled => EventBody::Completed(stopped(partial)),
             Some(text) if !visible && attempt <= ATTEMPTS => {
-                let question = Question { request: turn, text, language: options.language };
+                let (language, history) = (options.language, Vec::new());
+                let question = Question { request: turn, text, language, history };
                 self.run(owner, question, options.engine);
                 return Ok(());
             }
@@ -310,5 +312,6 @@ fn stopped(text: String) -> Completion {
         sources: Vec::new(),
         usage: None,
         finish: FinishReason::Cancelled,
+        degraded: false,
     }
 }

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::{
     auth::{Authenticator, Loaded},
     config::{self, Config, Setting, Sources},
+    engine::openai,
     knowledge::{Base, Reloader},
     net,
     telemetry::LogFilter,
@@ -42,6 +43,8 @@ pub struct Reload {
     pub tls: Option<net::Tls>,
     /// Who may call the main port.
     pub credentials: Authenticator,
+    /// The key of the model's server, if there is one.
+    pub model_key: Option<openai::Key>,
     /// How the files looked before they were read.
     pub files: Files,
 }
@@ -56,6 +59,7 @@ pub struct Files {
     knowledge: Fingerprint,
     certificates: Vec<Fingerprint>,
     credentials: Vec<Fingerprint>,
+    model_key: Fingerprint,
 }
 
 fn fingerprint(path: Option<&PathBuf>) -> Fingerprint {
@@ -80,13 +84,16 @@ impl Files {
                 .map(fingerprint_of)
                 .collect(),
             credentials: config.auth.files().map(fingerprint_of).collect(),
+            model_key: fingerprint(
+                config.upstream.as_ref().and_then(|upstream| upstream.api_key_file.as_ref()),
+            ),
         }
     }
 }
 
 impl Reload {
-    /// Reloads on SIGHUP and when a file of settings, knowledge, certificates or credentials changes, until
-    /// `closing` is cancelled.
+    /// Reloads on SIGHUP and when a file of settings, knowledge, certificates, credentials or the
+    /// model's key changes, until `closing` is cancelled.
     pub async fn run(mut self, closing: CancellationToken) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
@@ -108,6 +115,9 @@ impl Reload {
             }
             if asked || now.certificates != self.files.certificates {
                 self.reload_certificates().await;
+            }
+            if asked || now.model_key != self.files.model_key {
+                self.reload_model_key().await;
             }
             let knowledge = asked || now.knowledge != self.files.knowledge;
             if knowledge || now.settings != self.files.settings {
@@ -136,6 +146,15 @@ impl Reload {
             Ok(Ok(Loaded { tokens, keys })) => info!(tokens, keys, "credentials reloaded"),
             Ok(Err(error)) => error!(%error, "credentials not reloaded, the old stay"),
             Err(error) => error!(%error, "credentials not reloaded, the old stay"),
+        }
+    }
+
+    async fn reload_model_key(&self) {
+        let Some(key) = self.model_key.clone() else { return };
+        match tokio::task::spawn_blocking(move || key.reload()).await {
+            Ok(Ok(())) => info!("the model's key is reloaded"),
+            Ok(Err(error)) => error!(%error, "the model's key is not reloaded, the old one stays"),
+            Err(error) => error!(%error, "the model's key is not reloaded, the old one stays"),
         }
     }
 
@@ -169,7 +188,8 @@ impl Reload {
         }
         // The files of credentials and certificates are those that were named at the start.
         let (auth, tls) = (self.config.auth.clone(), self.config.tls.clone());
-        self.config = Config { auth, tls, ..config };
+        let upstream = self.config.upstream.clone();
+        self.config = Config { auth, upstream, tls, ..config };
         self.settings = settings;
     }
 }

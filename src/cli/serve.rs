@@ -83,8 +83,18 @@ async fn live(
         () = life.stopping() => return ended(&life),
     };
     let (knowledge, tls, credentials) = (app.reloader(), app.tls(), app.authenticator());
-    let reload =
-        Reload { sources, config, settings, log_filter, knowledge, tls, credentials, files };
+    let model_key = app.model_key();
+    let reload = Reload {
+        sources,
+        config,
+        settings,
+        log_filter,
+        knowledge,
+        tls,
+        credentials,
+        model_key,
+        files,
+    };
     life.spawn_support("reload", reload.run(life.closing().clone()));
     app.run().await;
     ended(&life)

@@ -282,6 +282,16 @@ impl FromSetting for f64 {
     }
 }
 
+/// Empty is none.
+impl FromSetting for Option<f64> {
+    fn parse(value: &Value) -> Result<Self, String> {
+        if text(value)?.is_empty() { Ok(None) } else { f64::parse(value).map(Some) }
+    }
+    fn toml(&self) -> String {
+        self.map_or_else(|| quoted(""), |number| number.toml())
+    }
+}
+
 impl FromSetting for SocketAddr {
     fn parse(value: &Value) -> Result<Self, String> {
         let text = text(value)?;

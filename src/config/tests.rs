@@ -168,6 +168,40 @@ fn jwts_need_an_audience_and_an_issuer() {
 }
 
 #[test]
+fn an_engine_that_needs_a_model_needs_a_server_and_a_name() {
+    let load = |pairs: &[&str]| {
+        let overrides = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        problems(&Sources { overrides, ..Sources::default() })
+    };
+    for engine in ["engine.default=generative", "engine.default=augmented"] {
+        let needs = "engine.default: needs a model: set upstream.base_url and upstream.model";
+        assert_eq!(load(&[engine]), [format!("{needs} (from --set)")]);
+        assert_eq!(load(&[engine, "upstream.base_url=http://m", "upstream.model=m"]), [""; 0]);
+    }
+    let nameless = load(&["upstream.base_url=http://m"]);
+    assert_eq!(nameless, ["upstream.model: must be set where upstream.base_url is (from default)"]);
+    let nowhere = load(&["upstream.model=m"]);
+    assert_eq!(nowhere, ["upstream.model: takes upstream.base_url with it (from --set)"]);
+    let unknown = load(&["engine.default=magic", "engine.grounding_template={question}"]);
+    assert!(unknown[0].contains("must be \"retrieval\", \"generative\" or \"augmented\""));
+    assert!(unknown[1].contains("must have {question} and {entries} in it"));
+}
+
+#[test]
+fn a_temperature_is_a_number_or_nothing() {
+    let load = |value: &str| {
+        let overrides = ["upstream.base_url=http://m", "upstream.model=m"].map(str::to_owned);
+        let overrides = [&overrides[..], &[format!("upstream.temperature={value}")]].concat();
+        let config = Config::load(&Sources { overrides, ..Sources::default() });
+        config.map(|config| config.upstream.expect("a model").temperature)
+    };
+    assert_eq!(load("").expect("nothing"), None);
+    assert_eq!(load("0.5").expect("a number"), Some(0.5));
+    assert!(load("3").is_err());
+    assert!(load("warm").is_err());
+}
+
+#[test]
 fn a_scope_is_one_of_two() {
     let load = |scopes: &str| {
         let overrides = vec![format!("auth.certificate_scopes={scopes}")];

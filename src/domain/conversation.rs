@@ -228,6 +228,9 @@ pub struct Completion {
     pub usage: Option<Usage>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// The model was not available: this is the knowledge base's own answer.
+    #[serde(default)]
+    pub degraded: bool,
 }
 
 /// An entry that an answer rests on.

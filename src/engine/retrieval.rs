@@ -41,8 +41,8 @@ impl Retrieval {
             unknown(question).to_owned()
         };
         let sources = hits.into_iter().map(source).collect();
-        let finish = FinishReason::Stop;
-        Ok((text, End { answered, confidence, sources, usage: None, finish }))
+        let (usage, finish) = (None, FinishReason::Stop);
+        Ok((text, End { answered, confidence, sources, usage, finish, degraded: false }))
     }
 }
 
@@ -61,7 +61,7 @@ impl Engine for Retrieval {
     }
 }
 
-fn source(hit: Hit) -> Source {
+pub(super) fn source(hit: Hit) -> Source {
     Source {
         answer_id: hit.entry.answer_id,
         score: hit.score,
@@ -70,7 +70,7 @@ fn source(hit: Hit) -> Source {
 }
 
 /// "I do not know", in the caller's language, else in that of the question's script.
-fn unknown(question: &Question) -> &'static str {
+pub(super) fn unknown(question: &Question) -> &'static str {
     let hangul = |text: &str| {
         text.chars()
             .any(|character| matches!(character, '\u{1100}'..='\u{11FF}' | '\u{AC00}'..='\u{D7A3}'))
@@ -109,6 +109,7 @@ mod tests {
             request: RequestId(Uuid::new_v4()),
             text: text.to_owned(),
             language: language.map(str::to_owned),
+            history: Vec::new(),
         };
         let pieces = engine.answer(question).collect::<Vec<_>>().now_or_never();
         let mut text = String::new();

@@ -200,6 +200,7 @@ pub(super) fn turn_completed(turn_id: String, completion: Completion) -> proto::
             output_tokens: usage.output_tokens.into(),
         }),
         finish_reason: finish_reason.into(),
+        degraded: completion.degraded,
     }
 }
 

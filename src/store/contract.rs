@@ -73,6 +73,7 @@ fn completed(text: &str) -> EventBody {
         sources: Vec::new(),
         usage: None,
         finish: FinishReason::Stop,
+        degraded: false,
     })
 }
 

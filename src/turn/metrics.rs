@@ -21,6 +21,8 @@ pub(super) struct Metrics {
     pub(super) takeovers: Counter,
     /// Turns that were lost to another owner.
     pub(super) fenced: Counter,
+    /// Times that an engine was asked again.
+    pub(super) retries: Counter,
     /// From the beginning of a turn's run to its first logged delta.
     pub(super) first_delta: Histogram,
     ended: Family<Outcome, Counter>,
@@ -62,6 +64,7 @@ impl Metrics {
             running: Gauge::default(),
             takeovers: Counter::default(),
             fenced: Counter::default(),
+            retries: Counter::default(),
             first_delta: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             ended: Family::default(),
         };
@@ -77,6 +80,11 @@ impl Metrics {
             "fenced",
             "Turns that this replica has lost to another owner",
             metrics.fenced.clone(),
+        );
+        registry.register(
+            "retries",
+            "Times that an engine which could not be had was asked again",
+            metrics.retries.clone(),
         );
         registry.register_with_unit(
             "first_delta",

@@ -171,6 +171,7 @@ impl Generation {
                         && tries < TRIES
                     {
                         warn!(turn = %self.owner.turn, why, tries, "asking the engine again");
+                        self.turns.0.metrics.retries.inc();
                         pieces = asked.answer_after(retry_after.unwrap_or(RETRY * tries));
                         tries += 1;
                         continue;
@@ -324,11 +325,17 @@ impl Generation {
     }
 
     fn completed(&self, end: engine::End) -> EventBody {
-        let engine::End { answered, confidence, sources, usage, finish } = end;
-        let text = self.text.clone();
-        // JSON, which stores write, has no other numbers.
-        let confidence = if confidence.is_finite() { confidence } else { 0.0 };
-        EventBody::Completed(Completion { text, answered, confidence, sources, usage, finish })
+        let engine::End { answered, confidence, sources, usage, finish, degraded } = end;
+        EventBody::Completed(Completion {
+            text: self.text.clone(),
+            answered,
+            // JSON, which stores write, has no other numbers.
+            confidence: if confidence.is_finite() { confidence } else { 0.0 },
+            sources,
+            usage,
+            finish,
+            degraded,
+        })
     }
 
     /// The end of an answer that is too long: as much of it as may be.
@@ -342,6 +349,7 @@ impl Generation {
             sources: Vec::new(),
             usage: None,
             finish: FinishReason::MaxTokens,
+            degraded: false,
         })
     }
 

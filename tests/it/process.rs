@@ -273,10 +273,10 @@ fn json_logs_are_one_object_a_line() {
     }
 }
 
-struct Collector(mpsc::Sender<ExportTraceServiceRequest>);
+struct Receiver(mpsc::Sender<ExportTraceServiceRequest>);
 
 #[tonic::async_trait]
-impl TraceService for Collector {
+impl TraceService for Receiver {
     async fn export(
         &self,
         request: Request<ExportTraceServiceRequest>,
@@ -286,7 +286,50 @@ impl TraceService for Collector {
     }
 }
 
-fn attribute(span: &Span, key: &str) -> Option<String> {
+/// A receiver of traces.
+pub(crate) struct Collector {
+    exported: mpsc::Receiver<ExportTraceServiceRequest>,
+    tasks: JoinSet<Result<(), tonic::transport::Error>>,
+}
+
+impl Collector {
+    /// A receiver, and the setting that sends traces to it.
+    pub(crate) async fn start() -> (Self, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let (sender, exported) = mpsc::channel(100);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(
+            tonic::transport::Server::builder()
+                .add_service(TraceServiceServer::new(Receiver(sender)))
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        (Self { exported, tasks }, format!("telemetry.otlp_endpoint={endpoint}"))
+    }
+
+    /// What has come, once the sender has ended.
+    pub(crate) async fn spans(&mut self) -> Vec<Span> {
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+        let mut spans = Vec::new();
+        while let Ok(request) = self.exported.try_recv() {
+            for resource in request.resource_spans {
+                let attributes = resource.resource.expect("a resource").attributes;
+                let name = attributes.iter().find(|attribute| attribute.key == "service.name");
+                let name = name.and_then(|name| name.value.clone()).and_then(|name| name.value);
+                assert_eq!(name, Some(Value::StringValue("chatbot".to_owned())));
+                spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+            }
+        }
+        spans
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+pub(crate) fn attribute(span: &Span, key: &str) -> Option<String> {
     let attribute = span.attributes.iter().find(|attribute| attribute.key == key)?;
     match attribute.value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => Some(text.clone()),
@@ -297,17 +340,8 @@ fn attribute(span: &Span, key: &str) -> Option<String> {
 // Two threads: the test blocks on the process while its collector has to answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_call_before_a_stop_is_traced_to_the_end() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    let (sender, mut exported) = mpsc::channel(100);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(
-        tonic::transport::Server::builder()
-            .add_service(TraceServiceServer::new(Collector(sender)))
-            .serve_with_incoming(TcpListenerStream::new(listener)),
-    );
+    let (mut collector, setting) = Collector::start().await;
     let folder = folder();
-    let setting = format!("telemetry.otlp_endpoint={endpoint}");
     let mut process = Process::start(&mut serve(&folder, &[&setting]));
     let server = process.wait_for_address(&["serving"]);
     let mut client = ChatbotClient::new(channel(server).await);
@@ -326,22 +360,9 @@ async fn the_last_call_before_a_stop_is_traced_to_the_end() {
     let (status, lines, _) = process.wait();
     assert_eq!(status.code(), Some(0), "{lines:#?}");
 
-    tasks.abort_all();
-    while tasks.join_next().await.is_some() {}
-    let mut spans = Vec::new();
-    while let Ok(request) = exported.try_recv() {
-        for resource in request.resource_spans {
-            let attributes = resource.resource.expect("a resource").attributes;
-            let name = attributes.iter().find(|attribute| attribute.key == "service.name");
-            let name = name.and_then(|name| name.value.clone()).and_then(|name| name.value);
-            assert_eq!(name, Some(Value::StringValue("chatbot".to_owned())));
-            spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
-        }
-    }
+    let mut spans = collector.spans().await;
     assert_eq!(spans.len(), 2, "only calls, and only sampled ones: {spans:#?} {lines:#?}");
     spans.sort_by_key(|span| span.start_time_unix_nano);
-    let hex =
-        |bytes: &[u8]| bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     for (span, code) in spans.iter().zip(["OK", "INVALID_ARGUMENT"]) {
         assert_eq!(span.name, "chatbot.v1.Chatbot/Ask");
         assert_eq!(span.kind(), SpanKind::Server);

@@ -71,6 +71,7 @@ pub(crate) fn end() -> Piece {
         sources: Vec::new(),
         usage: None,
         finish: FinishReason::Stop,
+        degraded: false,
     })
 }
 
