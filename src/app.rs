@@ -25,7 +25,7 @@ use crate::{
     knowledge::{Base, Feed, Reloader},
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
-    store::{Embedded, KnowledgeLog},
+    store::{self, KnowledgeLog},
     telemetry::CallSpans,
 };
 
@@ -101,12 +101,9 @@ impl App {
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
-        let store: Arc<dyn KnowledgeLog> = Arc::new(Embedded::open(
-            &config.store,
-            options.set_aside_damaged_store,
-            store,
-            &mut registry,
-        )?);
+        let set_aside = options.set_aside_damaged_store;
+        let store: Arc<dyn KnowledgeLog> =
+            store::open(&config.store, set_aside, store, &life, &mut registry).await?;
         let base = Base::of_path(config.knowledge.path.as_deref());
         let (search, feed, reloader) = Feed::open(base, Arc::clone(&store), &mut registry).await?;
         life.spawn_support("knowledge", feed.run(life.closing().clone()));

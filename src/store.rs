@@ -11,7 +11,9 @@ mod hints;
 mod knowledge;
 mod redis;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
+
+use prometheus_client::registry::Registry;
 
 pub use self::{
     conversations::{
@@ -23,12 +25,34 @@ pub use self::{
     knowledge::KnowledgeLog,
     redis::Redis,
 };
-use crate::error::Kind;
+use crate::{
+    config::{self, StoreUrl},
+    error::Kind,
+    health::Dependency,
+    lifecycle::Lifecycle,
+};
 
 /// Where everything lives that has to outlive a connection, a client and a server.
 pub trait Store: KnowledgeLog + ConversationLog {}
 
 impl<T: KnowledgeLog + ConversationLog> Store for T {}
+
+/// Opens the store that the settings name. With `set_aside` a file that is damaged is renamed and a
+/// new one begun. A server that cannot be reached is waited for half a minute.
+pub async fn open(
+    config: &config::Store,
+    set_aside: bool,
+    dependency: Dependency,
+    life: &Lifecycle,
+    registry: &mut Registry,
+) -> Result<Arc<dyn Store>, Error> {
+    match &config.url {
+        StoreUrl::Redis(url) => Ok(Redis::open(url, config, dependency, life, registry).await?),
+        StoreUrl::File(_) | StoreUrl::Memory => {
+            Ok(Arc::new(Embedded::open(config, set_aside, dependency, registry)?))
+        }
+    }
+}
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]

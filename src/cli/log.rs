@@ -78,8 +78,12 @@ pub(super) fn run(sources: &Sources, options: Options) -> ExitCode {
 }
 
 fn dump(url: &StoreUrl, selection: Selection, mut out: impl Write) -> anyhow::Result<()> {
-    let StoreUrl::File(path) = url else {
-        bail!("store.url is memory: there is nothing to dump, it ends with its server");
+    let path = match url {
+        StoreUrl::File(path) => path,
+        StoreUrl::Memory => {
+            bail!("store.url is memory: there is nothing to dump, it ends with its server")
+        }
+        StoreUrl::Redis(_) => bail!("store.url names no file; look at it with redis-cli"),
     };
     store::dump(path, selection, |object| -> anyhow::Result<()> {
         writeln!(out, "{object}")?;
