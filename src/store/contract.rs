@@ -41,8 +41,8 @@ pub(super) struct Replicas {
 /// Runs every promise.
 pub(super) async fn holds(replicas: &Replicas) {
     knowledge::holds(replicas).await;
-    conversations::holds(replicas).await;
-    turns::holds(replicas).await;
+    let (conversations, turns) = (conversations::holds(replicas), turns::holds(replicas));
+    tokio::join!(conversations, turns);
 }
 
 fn fresh() -> ConversationKey {
