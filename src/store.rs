@@ -32,8 +32,13 @@ use crate::{
     lifecycle::Lifecycle,
 };
 
-/// Opens the store that the settings name, and waits for one that is not there yet. Its tasks run until
-/// `life` closes. `set_aside` as in [`Embedded::open`].
+/// Where everything lives that has to outlive a connection, a client and a server.
+pub trait Store: KnowledgeLog + ConversationLog {}
+
+impl<T: KnowledgeLog + ConversationLog> Store for T {}
+
+/// Opens the store that the settings name. With `set_aside` a file that is damaged is renamed and a
+/// new one begun. A server that cannot be reached is waited for half a minute.
 pub async fn open(
     config: &config::Store,
     set_aside: bool,
@@ -41,18 +46,13 @@ pub async fn open(
     life: &Lifecycle,
     registry: &mut Registry,
 ) -> Result<Arc<dyn Store>, Error> {
-    Ok(match &config.url {
-        StoreUrl::Redis(url) => Redis::open(url, config, dependency, life, registry).await?,
+    match &config.url {
+        StoreUrl::Redis(url) => Ok(Redis::open(url, config, dependency, life, registry).await?),
         StoreUrl::File(_) | StoreUrl::Memory => {
-            Arc::new(Embedded::open(config, set_aside, dependency, registry)?)
+            Ok(Arc::new(Embedded::open(config, set_aside, dependency, registry)?))
         }
-    })
+    }
 }
-
-/// Where everything lives that has to outlive a connection, a client and a server.
-pub trait Store: KnowledgeLog + ConversationLog {}
-
-impl<T: KnowledgeLog + ConversationLog> Store for T {}
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]

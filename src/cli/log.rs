@@ -84,7 +84,9 @@ fn dump(url: &StoreUrl, selection: Selection, mut out: impl Write) -> anyhow::Re
             bail!("store.url is memory: there is nothing to dump, it ends with its server")
         }
         StoreUrl::Redis(_) => {
-            bail!("store.url is a server: look with redis-cli, its keys begin with store.key_prefix")
+            bail!(
+                "store.url is a server: look with redis-cli, its keys begin with store.key_prefix"
+            )
         }
     };
     store::dump(path, selection, |object| -> anyhow::Result<()> {

@@ -224,3 +224,35 @@ fn the_two_ports_must_differ() {
         Sources { overrides: vec!["ops.address=[::]:8980".to_owned()], ..Sources::default() };
     assert!(problems(&sources)[0].contains("must differ from server.address"));
 }
+
+#[test]
+fn a_password_is_neither_dumped_nor_debugged_nor_in_a_problem() {
+    let url = |url: &str, more: &[&str]| Sources {
+        overrides: [&format!("store.url={url}")]
+            .into_iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .map(str::to_owned)
+            .collect(),
+        ..Sources::default()
+    };
+    let sources = url("redis://bot:secret@cache:6380/1", &["store.wait_replicas=1"]);
+    let (config, settings) = Config::load_with_settings(&sources).expect("good settings");
+    let StoreUrl::Redis(redis) = &config.store.url else { panic!("{config:?}") };
+    assert_eq!((redis.wait_replicas, redis.key_prefix.as_str()), (1, "chatbot"));
+    assert!(!format!("{config:?}{settings:?}").contains("secret"));
+    let listed = settings.iter().find(|setting| setting.key == "store.url").expect("the url");
+    assert_eq!(listed.toml, "\"redis://bot:***@cache:6380/1\"");
+
+    let more = ["store.wait_replicas=6", "store.key_prefix=a b"];
+    let found = problems(&url("redis://:secret@cache:x", &more));
+    let expected = ["store.wait_replicas: must be", "store.key_prefix: must be", "store.url: must"];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected) && !found.contains("secret"), "{found}");
+    }
+    let more = ["store.ca_file=ca.pem", "store.password_file=pw", "store.wait_replicas=1"];
+    assert_eq!(problems(&url("memory:", &more)).len(), 3);
+    let found = problems(&url("redis://cache", &more[..1]));
+    assert!(found[0].contains("must begin with \"rediss\""), "{found:?}");
+}

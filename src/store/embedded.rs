@@ -71,7 +71,7 @@ impl Embedded {
             StoreUrl::Memory => (None, in_memory()?),
             StoreUrl::File(path) => (Some(path.clone()), open_file(path, set_aside)?),
             StoreUrl::Redis(_) => {
-                return Err(Error::Down("this version does not open it yet".to_owned()));
+                return Err(Error::Refused("its URL names no file".to_owned()));
             }
         };
         let newest = guarded(|| prepare(&database))?;
