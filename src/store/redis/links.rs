@@ -278,13 +278,13 @@ impl Links {
             match connection {
                 Ok(connection) => {
                     if told {
+                        self.metrics.reconnects.inc();
                         info!(address = %connection.address, "the store is connected again");
                     }
                     told = true;
                     let since = Instant::now();
                     let why = self.use_up(link, connection).await;
                     warn!(why, "the store's connection is lost");
-                    self.metrics.reconnects.inc();
                     let _ = link.current.send_replace(Err(why));
                     self.report();
                     // A server that takes connections only to close them must not be hammered.
