@@ -229,7 +229,10 @@ impl Turns {
         // What was begun before is only read, and that costs nothing of what is short.
         match log.find(key, begin.message.request).await? {
             Some(_) => Ok(Admitted { slot: None, counted: false }),
-            None => Err(refusal.into()),
+            None => {
+                admission.refused(refusal);
+                Err(refusal.into())
+            }
         }
     }
 
