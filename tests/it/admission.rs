@@ -86,6 +86,7 @@ async fn a_request_waits_no_longer_than_its_caller() {
     assert!(
         [Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled].contains(&status.code())
     );
+    eventually(|| metric(app.addresses.ops, "chatbot_turn_waiting") == Some(0.0)).await;
     // One who waits gets the slot that is freed.
     let mut other = client.clone();
     let patient = request("three?");
