@@ -18,7 +18,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{Instrument as _, Span, debug, info, warn};
 
@@ -40,7 +40,9 @@ use crate::{
     engine::{Engines, Exchange, Question},
     error::Kind,
     lifecycle::Lifecycle,
-    store::{self, After, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions},
+    store::{
+        self, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions,
+    },
 };
 
 /// How often a reader looks without a hint, and how often the state of another turn is looked at.
@@ -54,6 +56,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: u32 = 3;
 /// Messages and answers of before that an engine is told at most; it takes what fits.
 const HISTORY: usize = 100;
+/// Where nothing comes after: to see the turn that is running, and no event.
+const AFTER_ALL: After = After::Sequence(Sequence(i64::MAX as u64));
 /// Events that are read at once.
 const PAGE: usize = 128;
 
@@ -66,9 +70,6 @@ pub enum Error {
     /// The server is going away.
     #[error("this server is going away")]
     Draining,
-    /// The server does not offer the engine.
-    #[error("the engine is not offered here")]
-    NoEngine,
     /// The principal has begun too many turns.
     #[error("too many requests by this caller, try again later")]
     RateLimited {
@@ -92,7 +93,6 @@ impl Error {
         match self {
             Self::InProgress(_) => Kind::Busy,
             Self::Draining => Kind::Draining,
-            Self::NoEngine => Kind::Invalid,
             Self::RateLimited { .. } => Kind::RateLimited,
             Self::Overloaded { .. } => Kind::Overloaded,
             Self::Log(error) => error.kind(),
@@ -197,6 +197,10 @@ impl Turns {
         if self.0.life.draining().is_cancelled() {
             return Err(Error::Draining);
         }
+        if busy == OnBusy::Interrupt {
+            // Before anything else: the slot that the new turn needs may be the running one's.
+            self.interrupt(key, begin.message.request).await?;
+        }
         let admitted = self.admit(key, &begin, deadline).await?;
         // A caller that goes away in the middle of the claim must not leave a turn without an owner.
         let (done, outcome) = oneshot::channel();
@@ -209,6 +213,48 @@ impl Turns {
         outcome.await.map_err(stopped)?
     }
 
+    /// Stops the turn that is running, and waits for its end, unless `request` is no news.
+    async fn interrupt(&self, key: &ConversationKey, request: RequestId) -> Result<(), Error> {
+        let log = &self.0.log;
+        if log.find(key, request).await?.is_some() {
+            return Ok(());
+        }
+        let deadline = self.others_end();
+        let mut hint = log.hint(key);
+        loop {
+            let running = match log.read(key, AFTER_ALL, 1, false).await {
+                Ok(Page { active: Some(running), .. }) => running,
+                Ok(Page { active: None, .. }) | Err(store::Error::NotFound) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            if Instant::now() >= deadline {
+                return Err(Error::InProgress(running.turn));
+            }
+            if running.orphaned {
+                self.take_over(key).await?;
+            } else {
+                self.cancel_running(key, running.turn).await?;
+                tokio::select! {
+                    () = hint.changed() => {}
+                    () = sleep(LOOK) => {}
+                }
+            }
+        }
+    }
+
+    async fn cancel_running(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
+        match self.0.log.cancel(key, turn).await {
+            Ok(()) | Err(store::Error::NotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Until when another turn has ended: an owner that answers ends it at once, and one that does not
+    /// has lost it after a lease.
+    fn others_end(&self) -> Instant {
+        Instant::now() + self.0.terms.lease * 2 + PATIENCE
+    }
+
     /// Lets a request in that is known, whatever the load, and others as far as there is room.
     async fn admit(
         &self,
@@ -218,22 +264,39 @@ impl Turns {
     ) -> Result<Admitted, Error> {
         let Inner { admission, engines, log, .. } = &*self.0;
         let needs_slot = begin.options.engine.unwrap_or(engines.default) != EngineKind::Retrieval;
-        let refusal = match admission.take_turn(key.principal()) {
-            Ok(()) if !needs_slot => return Ok(Admitted { slot: None, counted: true }),
-            Ok(()) => match admission.slot(deadline).await {
-                Ok(slot) => return Ok(Admitted { slot: Some(slot), counted: true }),
-                Err(refusal) => refusal,
-            },
-            Err(refusal) => refusal,
-        };
-        // What was begun before is only read, and that costs nothing of what is short.
-        if log.find(key, begin.message.request).await?.is_some() {
-            return Ok(Admitted { slot: None, counted: false });
+        let counted = admission.take_turn(key.principal());
+        if counted.is_ok() {
+            if !needs_slot {
+                return Ok(Admitted { slot: None, counted: true });
+            }
+            if let Some(slot) = admission.free_slot() {
+                return Ok(Admitted { slot: Some(slot), counted: true });
+            }
         }
+        // What was begun before is only read, and that costs nothing of what is short.
+        let known = log.find(key, begin.message.request).await;
+        let refusal = match (known, counted) {
+            (Ok(None), Err(refusal)) => refusal,
+            (Ok(None), Ok(())) => match admission.slot(deadline).await {
+                Ok(slot) => return Ok(Admitted { slot: Some(slot), counted: true }),
+                Err(refusal) => {
+                    admission.give_back(key.principal());
+                    refusal
+                }
+            },
+            (known, counted) => {
+                if counted.is_ok() {
+                    admission.give_back(key.principal());
+                }
+                known?;
+                return Ok(Admitted { slot: None, counted: false });
+            }
+        };
         admission.refused(refusal);
         Err(refusal.into())
     }
 
+    /// Claims, and gives back what a request was admitted with if it begins nothing.
     async fn claim(
         &self,
         key: &ConversationKey,
@@ -241,40 +304,47 @@ impl Turns {
         busy: OnBusy,
         admitted: Admitted,
     ) -> Result<Attached, Error> {
-        let Admitted { mut slot, counted } = admitted;
         let turn = begin.message.request;
-        // An owner that answers ends its turn at once; one that does not has lost it after a lease.
-        let deadline = Instant::now() + self.0.terms.lease * 2 + PATIENCE;
+        let outcome = self.claimed(key, begin, busy).await;
+        if let Ok(Begun::New { owner, start }) = outcome {
+            let text = begin.message.text.clone();
+            self.run(owner, start, text, &begin.options, admitted.slot);
+            return Ok(Attached { turn, start, end: None });
+        }
+        if admitted.counted {
+            self.0.admission.give_back(key.principal());
+        }
+        match outcome? {
+            Begun::New { start, .. } => Ok(Attached { turn, start, end: None }),
+            Begun::Known { start, end } => Ok(Attached { turn, start, end }),
+            Begun::Busy { turn, .. } => Err(Error::InProgress(turn)),
+        }
+    }
+
+    async fn claimed(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        busy: OnBusy,
+    ) -> Result<Begun, Error> {
+        let deadline = self.others_end();
         let mut hint = self.0.log.hint(key);
         loop {
-            match self.0.log.begin(key, begin).await? {
-                Begun::New { owner, start } => {
-                    let text = begin.message.text.clone();
-                    self.run(owner, start, text, &begin.options, slot.take());
-                    return Ok(Attached { turn, start, end: None });
+            let outcome = self.0.log.begin(key, begin).await?;
+            let Begun::Busy { turn: running, orphaned } = outcome else { return Ok(outcome) };
+            if Instant::now() >= deadline {
+                return Ok(outcome);
+            }
+            if orphaned {
+                self.take_over(key).await?;
+            } else if busy == OnBusy::Interrupt {
+                self.cancel_running(key, running).await?;
+                tokio::select! {
+                    () = hint.changed() => {}
+                    () = sleep(LOOK) => {}
                 }
-                Begun::Known { start, end } => {
-                    if counted {
-                        self.0.admission.give_back(key.principal());
-                    }
-                    return Ok(Attached { turn, start, end });
-                }
-                Begun::Busy { orphaned: true, .. } if Instant::now() < deadline => {
-                    self.take_over(key).await?;
-                }
-                Begun::Busy { turn: running, .. }
-                    if busy == OnBusy::Interrupt && Instant::now() < deadline =>
-                {
-                    match self.0.log.cancel(key, running).await {
-                        Ok(()) | Err(store::Error::NotFound) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                    tokio::select! {
-                        () = hint.changed() => {}
-                        () = sleep(LOOK) => {}
-                    }
-                }
-                Begun::Busy { turn: running, .. } => return Err(Error::InProgress(running)),
+            } else {
+                return Ok(outcome);
             }
         }
     }
@@ -284,6 +354,13 @@ impl Turns {
         if self.0.life.draining().is_cancelled() {
             return Err(Error::Draining);
         }
+        // A message is kept like a turn's, so it counts like one.
+        if let Err(refusal) = self.0.admission.take_turn(key.principal())
+            && self.0.log.find(key, begin.message.request).await?.is_none()
+        {
+            self.0.admission.refused(refusal);
+            return Err(refusal.into());
+        }
         self.0.log.post(key, begin).await?;
         Ok(())
     }
@@ -291,8 +368,16 @@ impl Turns {
     /// Asks a turn to stop, on whichever replica it runs. One that is over stays as it is.
     pub async fn cancel(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
         self.0.log.cancel(key, turn).await?;
-        // Its owner may be dead, and nobody may be reading.
-        self.take_over(key).await
+        // Its owner may be dead, and nobody may be reading. In a task, so that a caller who leaves in
+        // the middle of it leaves no turn without an owner.
+        let (this, key) = (self.clone(), key.clone());
+        let take_over = async move {
+            if let Err(error) = this.take_over(&key).await {
+                warn!(%error, "a turn could not be taken over");
+            }
+        };
+        self.0.life.spawn_work(take_over.instrument(Span::current()));
+        Ok(())
     }
 
     /// The events of a turn, after `after` where the caller has seen some.
@@ -312,6 +397,10 @@ impl Turns {
 
     /// Takes over the conversation's turn if its owner is gone: runs it again, or ends it.
     async fn take_over(&self, key: &ConversationKey) -> Result<(), Error> {
+        if self.0.life.draining().is_cancelled() {
+            // Another replica has the time for it.
+            return Ok(());
+        }
         let Some(reaped) = self.0.log.reap(key).await? else { return Ok(()) };
         self.0.metrics.takeovers.inc();
         let Reaped { owner, start, attempt, visible, cancelled, options } = reaped;
@@ -321,6 +410,10 @@ impl Turns {
         let failed = |reason, partial_text| EventBody::Failed(Failure { reason, partial_text });
         let end = match message {
             _ if cancelled => EventBody::Completed(stopped(partial)),
+            Some(_) if !visible && attempt <= ATTEMPTS && !self.can_run(&options) => {
+                // As during a rollout: when this lease is over, another replica may run it.
+                return Ok(());
+            }
             Some(text) if !visible && attempt <= ATTEMPTS => {
                 // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
                 let slot = self.0.admission.free_slot();
@@ -331,9 +424,14 @@ impl Turns {
         };
         let outcome = Outcome::of(&end);
         // If this replica dies now, the next reader does the same again.
-        self.0.log.append(&owner, 1, &[end]).await?;
-        self.0.metrics.ended(outcome);
+        if let Appended::Stored { .. } = self.0.log.append(&owner, 1, &[end]).await? {
+            self.0.metrics.ended(outcome);
+        }
         Ok(())
+    }
+
+    fn can_run(&self, options: &TurnOptions) -> bool {
+        self.offers(options.engine.unwrap_or(self.0.engines.default))
     }
 
     /// The turn's message, and the text of its answer so far.
@@ -369,6 +467,7 @@ impl Turns {
         options: &TurnOptions,
         slot: Option<Slot>,
     ) {
+        let slot = slot.map(Slot::runs);
         let kind = options.engine.unwrap_or(self.0.engines.default);
         let engine = self.0.engines.get(kind).cloned();
         if engine.is_none() {
@@ -393,10 +492,16 @@ impl Turns {
 
     /// What was asked and answered before a turn. A store that cannot tell is no reason not to answer.
     async fn history(&self, key: &ConversationKey, start: Sequence) -> Vec<Exchange> {
-        let events = match self.0.log.history(key, start, HISTORY).await {
-            Ok(events) => events,
-            Err(error) => {
+        // Nobody renews the lease meanwhile.
+        let history = self.0.log.history(key, start, HISTORY);
+        let events = match timeout(self.0.terms.lease / 3, history).await {
+            Ok(Ok(events)) => events,
+            Ok(Err(error)) => {
                 warn!(%error, "a turn is answered without its history");
+                return Vec::new();
+            }
+            Err(_) => {
+                warn!("a turn is answered without its history, which takes too long to read");
                 return Vec::new();
             }
         };

@@ -8,6 +8,8 @@ use crate::{
     knowledge::{self, Hit, Knowledge, Query},
 };
 
+/// Bytes of a source's title: an answer and all its sources have to fit into one message.
+const TITLE_BYTES: usize = 256;
 /// Near misses that are told where there is no answer.
 const NEAR_MISSES: usize = 3;
 
@@ -62,11 +64,9 @@ impl Engine for Retrieval {
 }
 
 pub(super) fn source(hit: Hit) -> Source {
-    Source {
-        answer_id: hit.entry.answer_id,
-        score: hit.score,
-        title: hit.entry.questions.into_iter().next().unwrap_or_default(),
-    }
+    let mut title = hit.entry.questions.into_iter().next().unwrap_or_default();
+    title.truncate(title.floor_char_boundary(TITLE_BYTES));
+    Source { answer_id: hit.entry.answer_id, score: hit.score, title }
 }
 
 /// "I do not know", in the caller's language, else in that of the question's script.

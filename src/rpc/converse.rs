@@ -128,7 +128,11 @@ impl Session {
                     let time_left = time_left.try_into().ok();
                     vec![Told::SessionEnding(proto::SessionEnding { time_left })]
                 }
-                Next::Events(events) => self.told(events.map_err(Error::from)?),
+                Next::Events(events) => match events.map_err(Error::from)? {
+                    // It has come to rest, which may be what a client that has said its last waits for.
+                    events if events.is_empty() => continue,
+                    events => self.told(events),
+                },
                 Next::Silence => vec![Told::Heartbeat(proto::Heartbeat {})],
                 Next::NotJoined => return Err(Error::NotReceived(self.join_timeout).into()),
                 Next::Done(done) => {

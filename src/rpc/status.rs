@@ -69,7 +69,7 @@ impl From<Error> for Status {
                 details = ErrorDetails::with_error_info(reason, pb::CHATBOT_SERVICE, [turn]);
                 error.to_string()
             }
-            Error::Turn(_) if told(kind) => error.to_string(),
+            Error::Turn(_) | Error::Store(_) if told(kind) => error.to_string(),
             Error::Panicked | Error::Knowledge(_) | Error::Store(_) | Error::Turn(_) => {
                 let cause = causes(&error);
                 if kind == Kind::Internal {

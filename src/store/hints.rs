@@ -5,7 +5,7 @@
 //! log.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,9 +19,17 @@ pub(super) struct Hints(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    waiting: Mutex<HashMap<ConversationDigest, watch::Sender<Count>>>,
+    waiting: Mutex<HashMap<ConversationDigest, Awaited>>,
     /// The set of conversations that are waited for has changed.
     changed: Notify,
+}
+
+/// A conversation that somebody waits for.
+#[derive(Debug, Default)]
+struct Awaited {
+    sender: watch::Sender<Count>,
+    /// Counted here, since a channel still counts a receiver that is being dropped.
+    readers: usize,
 }
 
 /// Hints so far.
@@ -40,19 +48,16 @@ pub struct Hint {
 }
 
 impl Hints {
-    /// Waits for the conversation. True if nobody else did.
-    pub(super) fn subscribe(&self, conversation: ConversationDigest) -> (Hint, bool) {
+    /// Waits for the conversation.
+    pub(super) fn subscribe(&self, conversation: ConversationDigest) -> Hint {
         let mut waiting = self.lock();
-        let (receiver, first) = match waiting.entry(conversation) {
-            hash_map::Entry::Occupied(entry) => (entry.get().subscribe(), false),
-            hash_map::Entry::Vacant(entry) => {
-                (entry.insert(watch::Sender::default()).subscribe(), true)
-            }
-        };
-        if first {
+        let awaited = waiting.entry(conversation).or_default();
+        awaited.readers += 1;
+        if awaited.readers == 1 {
             self.0.changed.notify_one();
         }
-        (Hint { conversation, receiver, hints: self.clone() }, first)
+        let receiver = awaited.sender.subscribe();
+        Hint { conversation, receiver, hints: self.clone() }
     }
 
     /// The conversation has grown.
@@ -83,12 +88,12 @@ impl Hints {
     }
 
     fn count(&self, conversation: ConversationDigest, apply: impl FnOnce(&mut Count)) {
-        if let Some(sender) = self.lock().get(&conversation) {
-            sender.send_modify(apply);
+        if let Some(awaited) = self.lock().get(&conversation) {
+            awaited.sender.send_modify(apply);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConversationDigest, watch::Sender<Count>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConversationDigest, Awaited>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,8 +114,9 @@ impl Hint {
 impl Drop for Hint {
     fn drop(&mut self) {
         let mut waiting = self.hints.lock();
-        // This receiver is still counted.
-        if waiting.get(&self.conversation).is_some_and(|sender| sender.receiver_count() <= 1) {
+        let Some(awaited) = waiting.get_mut(&self.conversation) else { return };
+        awaited.readers -= 1;
+        if awaited.readers == 0 {
             waiting.remove(&self.conversation);
             self.hints.0.changed.notify_one();
         }
@@ -127,10 +133,7 @@ mod tests {
     async fn readers_of_one_conversation_wake_up_together_and_leave_nothing_behind() {
         let hints = Hints::default();
         let (one, other) = (ConversationDigest([1; 16]), ConversationDigest([2; 16]));
-        let (mut a, first) = hints.subscribe(one);
-        assert!(first);
-        let (mut b, first) = hints.subscribe(one);
-        assert!(!first);
+        let (mut a, mut b) = (hints.subscribe(one), hints.subscribe(one));
         hints.grown(other);
         assert!(a.changed().now_or_never().is_none());
         hints.grown(one);

@@ -79,7 +79,8 @@ pub(super) struct Admission {
 #[derive(Debug)]
 pub(super) struct Slot {
     _permit: OwnedSemaphorePermit,
-    since: Instant,
+    /// Since when its generation runs, if it does.
+    since: Option<Instant>,
     held: Arc<Mutex<f64>>,
     in_use: Gauge,
 }
@@ -141,8 +142,10 @@ impl Admission {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(start));
         let limit = left.map_or(self.quota.queue_time, |left| left.min(self.quota.queue_time));
         let waiting = Waiting::join(self);
-        // A queue longer than the slots is no burst.
-        if waiting.position > self.quota.slots || waiting.estimate() > limit {
+        // The first may be lucky: the slot of a turn that was just stopped is on its way. For the others
+        // it is arithmetic, and a queue longer than the slots is no burst.
+        let late = waiting.position > 1 && waiting.estimate() > limit;
+        if late || waiting.position > self.quota.slots {
             return Err(waiting.refusal());
         }
         let permit = timeout(limit, Arc::clone(&self.slots).acquire_owned()).await;
@@ -162,7 +165,7 @@ impl Admission {
     fn hold(&self, permit: OwnedSemaphorePermit) -> Slot {
         let in_use = self.metrics.in_use.clone();
         in_use.inc();
-        Slot { _permit: permit, since: Instant::now(), held: Arc::clone(&self.held), in_use }
+        Slot { _permit: permit, since: None, held: Arc::clone(&self.held), in_use }
     }
 
     /// Counts a refusal that the caller is told.
@@ -181,10 +184,20 @@ impl Bucket {
     }
 }
 
+impl Slot {
+    /// Its generation begins.
+    pub(super) fn runs(mut self) -> Self {
+        self.since = Some(Instant::now());
+        self
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.in_use.dec();
-        let seconds = self.since.elapsed().as_secs_f64();
+        // A slot that was not needed says nothing about how long others take.
+        let Some(since) = self.since else { return };
+        let seconds = since.elapsed().as_secs_f64();
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         *held = if *held == 0.0 { seconds } else { *held + (seconds - *held) * WEIGHT };
     }
@@ -316,7 +329,7 @@ mod tests {
     async fn a_burst_waits_and_an_overload_is_told_at_once() {
         let admission = admission(2, None, 1);
         let slots = [admission.slot(None).await, admission.slot(None).await];
-        let slots = slots.map(|slot| slot.expect("free"));
+        let slots = slots.map(|slot| slot.expect("free").runs());
         // Nothing is known about how long slots are held: it is tried, for the queue's time.
         let start = Instant::now();
         assert!(matches!(admission.slot(None).await, Err(Refusal::Overloaded(_))));
@@ -342,7 +355,7 @@ mod tests {
         let Err(Refusal::Overloaded(wait)) = admission.slot(Some(soon)).await else {
             panic!("no slot")
         };
-        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(start.elapsed(), Duration::from_millis(1));
         assert!(wait >= Duration::from_millis(75), "{wait:?}");
         drop((slot, second));
         assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);

@@ -142,9 +142,7 @@ impl Generation {
             let mut ask_the_log = false;
             tokio::select! {
                 biased;
-                () = closing.cancelled() => {
-                    return Verdict::End(self.failed(FailureReason::Interrupted));
-                }
+                () = closing.cancelled() => return self.at_the_end_of_the_server(),
                 () = sleep_until(deadline) => {
                     return Verdict::End(self.failed(FailureReason::Timeout));
                 }
@@ -187,7 +185,8 @@ impl Generation {
                 match self.append(&[]).await {
                     Some(Appended::Stored { watched, .. }) => {
                         if watched && alone.is_some() {
-                            alone = Some(Instant::now());
+                            // The mark lasts for seconds; there is no use in looking sooner.
+                            alone = Some(renewal);
                         } else if abandoned.is_some_and(|then| then <= Instant::now()) {
                             info!(turn = %self.owner.turn, "nobody reads the turn, stopping it");
                             return Verdict::End(self.stopped());
@@ -316,6 +315,14 @@ impl Generation {
                     return None;
                 }
             }
+        }
+    }
+
+    /// The server drops what is left. A turn of which nothing was shown is left to another replica.
+    fn at_the_end_of_the_server(&self) -> Verdict {
+        match self.logged {
+            Some(_) => Verdict::End(self.failed(FailureReason::Interrupted)),
+            None => Verdict::Lost,
         }
     }
 

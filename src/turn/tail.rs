@@ -56,10 +56,12 @@ impl Tail {
         self.idle = false;
     }
 
-    /// The next events; waits until there are some. Waits some seconds for a store that is down.
+    /// The next events; waits until there are some. None at all says, once, that the conversation has
+    /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
             if let Some(Page { events, active }) = self.read().await? {
+                let rested = self.idle;
                 self.idle = active.is_none() && events.len() < PAGE;
                 if let Some(last) = events.last() {
                     self.after = After::Position(last.position);
@@ -69,6 +71,9 @@ impl Tail {
                 if self.stuck().is_some_and(|since| since.elapsed() >= PATIENCE) {
                     let why = "the turn's owner is gone, and its end cannot be written";
                     return Err(store::Error::Down(why.to_owned()).into());
+                }
+                if self.idle && !rested {
+                    return Ok(events);
                 }
                 if active.is_some_and(|active| active.orphaned) {
                     self.take_over();
@@ -107,10 +112,14 @@ impl Tail {
     fn take_over(&self) {
         let (turns, key, stuck) = (self.turns.clone(), self.key.clone(), Arc::clone(&self.stuck));
         let take_over = async move {
-            if let Err(error) = turns.take_over(&key).await {
-                warn!(%error, "a turn could not be taken over");
-                let mut stuck = stuck.lock().unwrap_or_else(PoisonError::into_inner);
-                stuck.get_or_insert_with(Instant::now);
+            let outcome = turns.take_over(&key).await;
+            let mut stuck = stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            match outcome {
+                Ok(()) => *stuck = None,
+                Err(error) => {
+                    warn!(%error, "a turn could not be taken over");
+                    stuck.get_or_insert_with(Instant::now);
+                }
             }
         };
         self.turns.0.life.spawn_work(take_over.instrument(Span::current()));

@@ -79,7 +79,7 @@ async fn a_request_waits_no_longer_than_its_caller() {
     let mut client = app.chatbot().await;
     let running = chat(&mut client, &request("one?")).await;
     let played = questions.next().await;
-    // In the queue until its deadline, and then told the reason rather than the deadline.
+    // In the queue until its deadline; who says so first, client or server, is a matter of luck.
     let mut hurried = Request::new(request("two?"));
     hurried.set_timeout(Duration::from_millis(200));
     let status = client.chat(hurried).await.expect_err("no slot");

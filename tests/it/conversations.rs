@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::{
-    scripted::{Played, stepped},
+    scripted::{PANIC, Played, stepped},
     support::{LONG, Running, eventually, metric, start, start_scripted},
 };
 
@@ -337,6 +337,7 @@ async fn what_is_not_there_is_said() {
             Ok(stream) => rest(stream.into_inner()).await.1.expect("an error"),
         };
         assert_eq!(told(&status), (Code::OutOfRange, "RESUME_TOKEN_INVALID".to_owned()));
+        assert!(status.message().contains("position"), "{status:?}");
     }
 
     let bad = ChatRequest { request_id: "1".to_owned(), conversation_id: "x".to_owned(), ..known };
@@ -424,17 +425,23 @@ async fn a_failed_turn_is_an_event_and_a_status() {
 }
 
 #[tokio::test]
-async fn an_engine_that_panics_or_ends_without_an_end_fails_its_turn_alone() {
+async fn an_engine_that_panics_fails_its_turn_alone() {
     let (engine, mut questions) = stepped();
     let app = start_scripted(engine, &[]).await;
     let mut client = app.chatbot().await;
-    let stream = chat(&mut client, &request("?")).await;
+    let mut stream = chat(&mut client, &request("?")).await;
     let played = questions.next().await;
     played.say("half").await;
-    drop(played);
+    posted(&next(&mut stream).await);
+    assert_eq!(delta(&next(&mut stream).await), "half");
+    played.say(PANIC).await;
     let (events, status) = rest(stream).await;
-    assert_eq!(reason(&status.expect("a status")), "UPSTREAM_TRUNCATED");
+    let status = status.expect("a status");
+    assert_eq!((status.code(), &reason(&status)[..]), (Code::Internal, "INTERNAL"));
     assert_eq!(failed(events.last().expect("an end")).partial_text, "half");
+    let stream = chat(&mut client, &request("?")).await;
+    answer(questions.next().await).await;
+    assert!(rest(stream).await.1.is_none());
     app.stop().await;
 }
 
@@ -611,6 +618,47 @@ async fn a_guest_who_has_said_his_last_hears_the_turn_to_its_end() {
     let last = told.last().expect("events").as_ref().expect("no error");
     let Some(Told::Event(event)) = &last.response else { panic!("not an event: {last:?}") };
     assert_eq!(completed(event).text, "Raise the limit and close your channels.");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_who_has_nothing_to_say_or_to_hear_is_let_go_at_once() {
+    let app = start(&["server.heartbeat_interval=1m"]).await;
+    let mut client = app.chatbot().await;
+    let request =
+        ChatRequest { query: "deadline".to_owned(), request_id: id(), ..ChatRequest::default() };
+    let (events, _) = rest(chat(&mut client, &request).await).await;
+    let last = events.last().expect("an end");
+    let join = Join {
+        conversation_id: last.conversation_id.clone(),
+        resume_token: last.resume_token.clone(),
+    };
+    let says = tokio_stream::iter([ConverseRequest { request: Some(Say::Join(join)) }]);
+    let mut stream = client.converse(says).await.expect("a stream").into_inner();
+    let end = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    assert!(end.expect("at once").expect("no error").is_none());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_interrupts_the_turn_that_has_the_only_slot() {
+    let (engine, mut questions) = stepped();
+    let app = start_scripted(engine, &["engine.max_generations=1"]).await;
+    let mut guest = Guest::join(&app, "", "").await;
+    // An engine that is not heard of any more would end its turn itself.
+    let mut kept = Vec::new();
+    for round in 0..5 {
+        let turn = guest.post("again?", false).await;
+        let played = questions.next().await;
+        if round > 0 {
+            let end = guest.event().await;
+            assert_eq!(completed(&end).finish_reason(), FinishReason::Cancelled);
+        }
+        assert_eq!(guest.event().await.turn_id, turn);
+        played.say("well").await;
+        assert_eq!(delta(&guest.event().await), "well");
+        kept.push(played);
+    }
     app.stop().await;
 }
 

@@ -16,6 +16,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::LONG;
 
+/// Said by the test, the engine panics.
+pub(crate) const PANIC: &str = "panic!";
+
 /// Hands every question to the test.
 #[derive(Debug)]
 pub(crate) struct Stepped(mpsc::Sender<Played>);
@@ -48,7 +51,9 @@ impl Engine for Stepped {
     fn answer(&self, question: Question) -> Pieces {
         let (pieces, receiver) = mpsc::channel(1_000);
         self.0.try_send(Played { question, pieces }).expect("room for a question");
-        Box::pin(ReceiverStream::new(receiver))
+        Box::pin(ReceiverStream::new(receiver).inspect(|piece| {
+            assert!(!matches!(piece, Ok(Piece::Text(text)) if text == PANIC), "as the test says");
+        }))
     }
 }
 

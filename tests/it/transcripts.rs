@@ -234,6 +234,7 @@ async fn a_thousand_turns_over_replicas_that_die_and_freeze_are_told_without_a_f
         assert!(status.is_none());
         assert_eq!(log, story.seen);
     }
+    assert!(fleet.kills.load(Ordering::Relaxed) > 5 && fleet.freezes.load(Ordering::Relaxed) > 5);
     let sum = |of: fn(&Story) -> usize| stories.iter().map(of).sum::<usize>();
     let runs = notes(&folder.path().join("notes"));
     report(&format!(

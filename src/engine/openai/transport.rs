@@ -116,6 +116,8 @@ pub(super) fn client(config: &config::Upstream) -> Result<reqwest::Client, Setup
         .tls_backend_preconfigured(tls(config)?)
         .connect_timeout(config.connect_timeout)
         .redirect(redirect::Policy::none())
+        // The key goes to the server that is configured, and to nobody that the environment names.
+        .no_proxy()
         .pool_idle_timeout(KEPT.0)
         .pool_max_idle_per_host(KEPT.1)
         .http2_keep_alive_interval(PING)

@@ -95,7 +95,7 @@ impl ConversationLog for Embedded {
     }
 
     fn hint(&self, key: &ConversationKey) -> Hint {
-        self.hints.subscribe(key.digest()).0
+        self.hints.subscribe(key.digest())
     }
 }
 

@@ -227,7 +227,7 @@ impl ConversationLog for Redis {
     }
 
     fn hint(&self, key: &ConversationKey) -> Hint {
-        self.hints.subscribe(key.digest()).0
+        self.hints.subscribe(key.digest())
     }
 }
 
