@@ -1,8 +1,8 @@
 //! The messages of `/v1/chat/completions`, as servers really send them.
 //!
-//! Every field may be missing, null or of another type: a server of the same name has been seen to
-//! send each of these. What is not understood is left out; only an event that is no JSON object at all
-//! is an error.
+//! Every field may be missing or null, and most may be of another type: a server of the same name has been
+//! seen to send each of these. What is not understood is left out; an event that is no JSON object at all
+//! is an error, and so is one whose choices are none.
 
 use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::Value;
