@@ -103,7 +103,7 @@ impl Redis {
         let first = reach(&connector, patience).await?;
         let metrics = Metrics::new(registry);
         let (links, keeper) =
-            Links::new(Arc::clone(&connector), first, dependency, metrics.clone()).await;
+            Links::new(Arc::clone(&connector), first, dependency, metrics.clone());
         life.spawn_foundation("store connections", keeper.run(life.closed().clone()));
         let this = Arc::new(Self {
             links,
