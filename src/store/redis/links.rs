@@ -83,7 +83,12 @@ impl Link {
 
     /// Whether a replica is there to wait for.
     pub(super) fn has_replica(&self) -> bool {
-        self.replicas.load(Ordering::Relaxed) > 0 && !self.lagging.load(Ordering::Relaxed)
+        self.replicas() > 0 && !self.lagging.load(Ordering::Relaxed)
+    }
+
+    /// Replicas that are connected and in step, as the server has last said.
+    pub(super) fn replicas(&self) -> u32 {
+        self.replicas.load(Ordering::Relaxed)
     }
 
     /// A replica did not acknowledge in time. True the first time since the last look.
@@ -245,11 +250,7 @@ impl Links {
 
     /// The link to a place. A new one is found by the others and handed to the keeper in one step, so
     /// that a place never has two, and none that nobody connects. `None` if the keeper is gone.
-    fn keep(
-        self: &Arc<Self>,
-        target: Target,
-        connection: Option<Connection>,
-    ) -> Option<Arc<Link>> {
+    fn keep(self: &Arc<Self>, target: Target, connection: Option<Connection>) -> Option<Arc<Link>> {
         let mut links = self.lock();
         if let Some(link) = links.get(&target) {
             return Some(Arc::clone(link));
