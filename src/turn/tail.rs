@@ -59,8 +59,8 @@ impl Tail {
     /// The next events; waits until there are some. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
-            if let Some(Page { events, active }) = self.read().await? {
-                self.idle = active.is_none() && events.len() < PAGE;
+            if let Some(Page { events, active, more }) = self.read().await? {
+                self.idle = active.is_none() && !more;
                 if let Some(last) = events.last() {
                     self.after = After::Position(last.position);
                     *self.stuck() = None;

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
-    store::{Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, WATCHED},
+    store::{
+        Active, After, Appended, Begin, Begun, ConversationLog, Owner, PAGE_BYTES, Page, Reaped,
+        WATCHED,
+    },
 };
 
 /// How long deltas are kept after their turn's end.
@@ -180,21 +183,24 @@ impl ConversationLog for Redis {
             After::Position(Position { sequence, tag }) => (sequence, format!("{tag:016x}")),
         };
         let most = i32::try_from(most).unwrap_or(i32::MAX);
-        let args = [sequence.0.to_string(), tag, most.to_string(), flag(watching), millis(WATCHED)];
+        let args = [
+            sequence.0.to_string(),
+            tag,
+            most.to_string(),
+            flag(watching),
+            millis(WATCHED),
+            PAGE_BYTES.to_string(),
+        ];
         let reply = self.call(Operation::Read, &keys, &names, &args, Worth::Usual).await?;
         if reply.word()? != "page" {
             return Err(refusal(&reply));
         }
-        let mut events = entries(reply.value(3)?)?;
-        events.extend(entries(reply.value(4)?)?);
-        events.sort_by_key(|event| event.position.sequence);
-        events.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         let active = if reply.text(1)?.is_empty() {
             None
         } else {
             Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? })
         };
-        Ok(Page { events, active })
+        Ok(Page { events: entries(reply.value(4)?)?, active, more: reply.flag(3)? })
     }
 
     async fn find(
@@ -223,7 +229,7 @@ impl ConversationLog for Redis {
         }
         let keys = self.conversation_keys(key);
         let most = i32::try_from(most).unwrap_or(i32::MAX);
-        let args = [before.0.to_string(), most.to_string()];
+        let args = [before.0.to_string(), most.to_string(), PAGE_BYTES.to_string()];
         let names = [keys.named("log")];
         let reply = self.call(Operation::History, &keys, &names, &args, Worth::Usual).await?;
         let mut events = entries(reply.value(1)?)?;
