@@ -52,8 +52,9 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
     /// has to run it again or to end it. `None` if there is nothing to take over.
     async fn reap(&self, key: &ConversationKey) -> Result<Option<Reaped>, Error>;
 
-    /// The events after a position, oldest first, at most `most`. With `watching`, the active turn
-    /// counts as watched for [`WATCHED`]. [`Error::NotFound`] if there is no such conversation,
+    /// The events after a position, oldest first: at most `most` events, and not much more than
+    /// [`PAGE_BYTES`], but one if there is one. With `watching`, the active turn counts as watched for
+    /// [`WATCHED`]. [`Error::NotFound`] if there is no such conversation,
     /// [`Error::PositionUnknown`] if it has no event of that sequence and tag (any more).
     async fn read(
         &self,
@@ -70,8 +71,8 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
         request: RequestId,
     ) -> Result<Option<Sequence>, Error>;
 
-    /// The last `most` messages and terminal events before a place, oldest first. No deltas: what was
-    /// said, not how.
+    /// The last messages and terminal events before a place, oldest first: at most `most`, and not much
+    /// more than [`PAGE_BYTES`], but one if there is one. No deltas: what was said, not how.
     async fn history(
         &self,
         key: &ConversationKey,
@@ -83,6 +84,10 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
     /// lost: a reader looks at least once a second.
     fn hint(&self, key: &ConversationKey) -> Hint;
 }
+
+/// What one call reads, as JSON, so that no reader holds megabytes. It is a size of events as a store
+/// keeps them, so the last bytes may differ between stores.
+pub const PAGE_BYTES: usize = 256 * 1024;
 
 /// How long a turn counts as watched after a reader has read.
 pub const WATCHED: std::time::Duration = std::time::Duration::from_secs(3);
@@ -217,6 +222,8 @@ pub struct Page {
     pub events: Vec<Event>,
     /// The turn that is active now.
     pub active: Option<Active>,
+    /// Whether there was more when it was read. A page may be short all the same.
+    pub more: bool,
 }
 
 /// The turn that is active.

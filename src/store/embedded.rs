@@ -42,8 +42,8 @@ use crate::{
 
 /// Jobs that wait for the writer; more wait in their callers.
 const QUEUE: usize = 256;
-/// Time for a commit. A disk that hangs gives no error.
-const COMMIT: Duration = Duration::from_secs(10);
+/// Time for a read or a commit, its wait for others included. A disk that hangs gives no error.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The store of one machine.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ pub struct Embedded {
     hints: Hints,
     leases: Arc<Leases>,
     writer: Option<JoinHandle<()>>,
+    deadline: Duration,
 }
 
 impl Embedded {
@@ -94,7 +95,15 @@ impl Embedded {
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::Down(format!("no thread for the writer: {error}")))?;
-        Ok(Self { jobs: Some(jobs), file, revision, hints, leases, writer: Some(writer) })
+        Ok(Self {
+            jobs: Some(jobs),
+            file,
+            revision,
+            hints,
+            leases,
+            writer: Some(writer),
+            deadline: DEADLINE,
+        })
     }
 
     /// Has the writer do something; returns once that is on the disk.
@@ -104,13 +113,15 @@ impl Embedded {
     ) -> Result<T, Error> {
         let lost = || Error::Down("a write failed, or it is being closed".to_owned());
         let (job, outcome) = job(change);
-        self.jobs.as_ref().ok_or_else(lost)?.send(job).await.map_err(|_| lost())?;
-        self.wake();
-        match tokio::time::timeout(COMMIT, outcome).await {
-            Ok(outcome) => outcome.map_err(|_| lost())?,
-            // It may be kept all the same; everything can be sent again.
-            Err(_) => Err(Error::Down("a commit takes too long, its disk may hang".to_owned())),
-        }
+        let jobs = self.jobs.as_ref().ok_or_else(lost)?;
+        let changed = async {
+            jobs.send(job).await.map_err(|_| lost())?;
+            self.wake();
+            outcome.await.map_err(|_| lost())?
+        };
+        // It may be kept all the same; everything can be sent again.
+        let slow = |_| Error::Down("a commit takes too long, its disk may hang".to_owned());
+        tokio::time::timeout(self.deadline, changed).await.map_err(slow)?
     }
 
     /// Reads a snapshot.
@@ -119,9 +130,13 @@ impl Embedded {
         look: impl FnOnce(&Database) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let file = Arc::clone(&self.file);
-        tokio::task::spawn_blocking(move || file.with(look))
-            .await
-            .map_err(|error| Error::Down(format!("a read was lost: {error}")))?
+        let mut read = tokio::task::spawn_blocking(move || file.with(look));
+        if let Ok(read) = tokio::time::timeout(self.deadline, &mut read).await {
+            return read.map_err(|error| Error::Down(format!("a read was lost: {error}")))?;
+        }
+        // One that has not begun need not begin any more.
+        read.abort();
+        Err(Error::Down("a read takes too long, its disk may hang".to_owned()))
     }
 
     fn wake(&self) {

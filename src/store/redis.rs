@@ -29,6 +29,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::{
+    calls::Worth,
     connect::{Connection, Connector, Failure},
     links::Links,
     metrics::Metrics,
@@ -103,7 +104,7 @@ impl Redis {
         let first = reach(&connector, patience).await?;
         let metrics = Metrics::new(registry);
         let (links, keeper) =
-            Links::new(Arc::clone(&connector), first, dependency, metrics.clone()).await;
+            Links::new(Arc::clone(&connector), first, dependency, metrics.clone());
         life.spawn_foundation("store connections", keeper.run(life.closed().clone()));
         let this = Arc::new(Self {
             links,
@@ -210,7 +211,7 @@ impl KnowledgeLog for Redis {
             args.push(json(change)?);
         }
         let names = ["revision", "order", "changes"].map(|name| keys.named(name));
-        let reply = self.call(Operation::Teach, &keys, &names, &args, true).await?;
+        let reply = self.call(Operation::Teach, &keys, &names, &args, Worth::Much).await?;
         let revision = Revision(reply.number(1)?);
         newer(&self.revision, revision);
         Ok(revision)
@@ -225,7 +226,7 @@ impl KnowledgeLog for Redis {
         let most = i32::try_from(most).unwrap_or(i32::MAX);
         let args = [after.0.to_string(), most.to_string()];
         let names = ["revision", "order", "changes"].map(|name| keys.named(name));
-        let reply = self.call(Operation::Learn, &keys, &names, &args, false).await?;
+        let reply = self.call(Operation::Learn, &keys, &names, &args, Worth::Usual).await?;
         newer(&self.revision, Revision(reply.number(1)?));
         let rows = reply.texts(2)?;
         rows.chunks_exact(2)

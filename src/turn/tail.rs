@@ -60,9 +60,9 @@ impl Tail {
     /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
-            if let Some(Page { events, active }) = self.read().await? {
+            if let Some(Page { events, active, more }) = self.read().await? {
                 let rested = self.idle;
-                self.idle = active.is_none() && events.len() < PAGE;
+                self.idle = active.is_none() && !more;
                 if let Some(last) = events.last() {
                     self.after = After::Position(last.position);
                     *self.stuck() = None;

@@ -5,7 +5,7 @@ use futures_util::{FutureExt as _, future::join_all};
 use super::*;
 use crate::{
     domain::EngineKind,
-    store::{Hint, WATCHED},
+    store::{Hint, PAGE_BYTES, WATCHED},
 };
 
 /// All of them at once: much of the time is spent on waiting.
@@ -19,6 +19,7 @@ pub(super) async fn holds(replicas: &Replicas) {
         posts_are_logged_once(replicas).boxed(),
         positions_are_checked(replicas).boxed(),
         pages_are_the_whole(replicas).boxed(),
+        no_page_is_huge(replicas).boxed(),
         history_is_what_was_said(replicas).boxed(),
         deltas_outlive_the_next_turn(replicas).boxed(),
         readers_are_seen(replicas).boxed(),
@@ -227,14 +228,65 @@ async fn pages_are_the_whole(Replicas { here, there, .. }: &Replicas) {
         let mut pages = Vec::new();
         let mut after = After::Sequence(Sequence(0));
         loop {
-            let page = there.read(&key, after, most, false).await.expect("a read").events;
-            assert!(page.len() <= most);
-            let Some(last) = page.last() else { break };
-            after = After::Position(last.position);
-            pages.extend(page);
+            let page = there.read(&key, after, most, false).await.expect("a read");
+            assert_eq!(page.events.len(), most.min(whole.len() - pages.len()));
+            pages.extend(page.events);
+            assert_eq!(page.more, pages.len() < whole.len());
+            if !page.more {
+                break;
+            }
+            after = After::Position(pages[pages.len() - 1].position);
         }
         assert_eq!(pages, whole, "in pages of {most}");
     }
+}
+
+async fn no_page_is_huge(Replicas { here, there, .. }: &Replicas) {
+    let key = fresh();
+    let large = "x".repeat(60 * 1024);
+    let (owner, _) = new_turn(&**here, &key, &says(request(), &large)).await;
+    for number in 0..4 {
+        // Small and large ones by turns, of either kind.
+        let deltas: Vec<_> = (0..20).map(|n| delta(&format!("{number}.{n}"))).collect();
+        stored(&**here, &owner, 1 + number * 21, &deltas).await;
+        stored(&**here, &owner, 21 + number * 21, &[delta(&large)]).await;
+        for text in [large.as_str(), "small"] {
+            here.post(&key, &says(request(), text)).await.expect("a post");
+        }
+    }
+    let huge = "y".repeat(PAGE_BYTES + 1);
+    stored(&**here, &owner, 85, &[completed(&huge)]).await;
+    let bytes = |events: &[Event]| {
+        let of = |event: &Event| serde_json::to_string(&event.body).expect("JSON").len();
+        events.iter().map(of).sum::<usize>()
+    };
+
+    let (mut whole, mut sizes) = (Vec::<Event>::new(), Vec::new());
+    loop {
+        let after = whole
+            .last()
+            .map_or(After::Sequence(Sequence(0)), |last| After::Position(last.position));
+        let page = there.read(&key, after, ALL, false).await.expect("a read");
+        assert!(page.events.len() == 1 || bytes(&page.events) <= PAGE_BYTES);
+        sizes.push(page.events.len());
+        whole.extend(page.events);
+        if !page.more {
+            break;
+        }
+    }
+    let places: Vec<_> = whole.iter().map(|event| event.position.sequence.0).collect();
+    assert_eq!(places, (1..=1 + 4 * 23 + 1).collect::<Vec<_>>(), "in pages of {sizes:?}");
+    // Nine large ones, four to a page, and the huge one by itself.
+    assert_eq!((sizes.len(), sizes.last()), (4, Some(&1)));
+
+    whole.retain(|event| !matches!(event.body, EventBody::Delta(_)));
+    let (end, start) = (whole[9].position.sequence, whole[0].position.sequence);
+    let said = there.history(&key, end, 100).await.expect("a history");
+    assert_eq!(said, whole[1..9], "four large ones");
+    assert_eq!(there.history(&key, end, 3).await.expect("a history"), whole[6..9]);
+    let last = there.history(&key, Sequence(end.0 + 1), 100).await.expect("a history");
+    assert_eq!(last, whole[9..], "one that is larger than a page");
+    assert_eq!(there.history(&key, start, 100).await.expect("a history"), []);
 }
 
 /// Deltas are kept until the next turn but one begins; everything else stays.

@@ -6,7 +6,8 @@ use redb::{Database, ReadableDatabase as _};
 
 use super::{
     super::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Error, Hint, Owner, Page, Reaped,
+        Active, After, Appended, Begin, Begun, ConversationLog, Error, Hint, Owner, PAGE_BYTES,
+        Page, Reaped,
     },
     Embedded,
     file::down,
@@ -127,14 +128,19 @@ fn read(
         }
     };
     // Nothing comes after the greatest number.
-    let Some(from) = after.0.checked_add(1) else { return Ok(Page { events: Vec::new(), active }) };
-    let events = events
-        .range((&digest.0, from)..=(&digest.0, u64::MAX))
-        .map_err(down)?
-        .take(most)
-        .map(|row| decode(row.map_err(down)?.1.value(), what))
-        .collect::<Result<Vec<_>, Error>>()?;
-    Ok(Page { events, active })
+    let mut page = Page { events: Vec::new(), active, more: false };
+    let Some(from) = after.0.checked_add(1) else { return Ok(page) };
+    let mut size = 0;
+    for row in events.range((&digest.0, from)..=(&digest.0, u64::MAX)).map_err(down)? {
+        let bytes = row.map_err(down)?.1;
+        size += bytes.value().len();
+        if page.events.len() == most || (!page.events.is_empty() && size > PAGE_BYTES) {
+            page.more = true;
+            break;
+        }
+        page.events.push(decode(bytes.value(), what)?);
+    }
+    Ok(page)
 }
 
 fn history(
@@ -146,14 +152,21 @@ fn history(
     let transaction = database.begin_read().map_err(down)?;
     let events = transaction.open_table(EVENTS).map_err(down)?;
     let mut found = Vec::new();
+    let mut size = 0;
     for row in events.range((&digest.0, 0)..(&digest.0, before.0)).map_err(down)?.rev() {
         if found.len() == most {
             break;
         }
-        let event: Event = decode(row.map_err(down)?.1.value(), || named(&digest.0))?;
-        if !matches!(event.body, EventBody::Delta(_)) {
-            found.push(event);
+        let bytes = row.map_err(down)?.1;
+        let event: Event = decode(bytes.value(), || named(&digest.0))?;
+        if matches!(event.body, EventBody::Delta(_)) {
+            continue;
         }
+        size += bytes.value().len();
+        if !found.is_empty() && size > PAGE_BYTES {
+            break;
+        }
+        found.push(event);
     }
     found.reverse();
     Ok(found)

@@ -32,6 +32,18 @@ enum Tried {
     },
 }
 
+/// How much a write is worth waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// Nothing: it comes again soon.
+    Little,
+    /// What the settings ask for.
+    Usual,
+    /// Nobody can repeat it later: it waits for a replica where there is one, even if the settings do
+    /// not ask for it.
+    Much,
+}
+
 /// What a call waits for after its write.
 #[derive(Debug, Clone, Copy)]
 enum Wait {
@@ -41,18 +53,17 @@ enum Wait {
 }
 
 impl Redis {
-    /// Runs a script. `precious` is a write that nobody can repeat later: it waits for a replica where
-    /// there is one, even if the settings do not ask for it.
+    /// Runs a script.
     pub(super) async fn call(
         &self,
         operation: Operation,
         keys: &Keys,
         names: &[String],
         args: &[String],
-        precious: bool,
+        worth: Worth,
     ) -> Result<Reply, Error> {
         let start = Instant::now();
-        let outcome = self.call_where_it_is(operation, keys, names, args, precious).await;
+        let outcome = self.call_where_it_is(operation, keys, names, args, worth).await;
         self.metrics.command(operation).observe(start.elapsed().as_secs_f64());
         outcome.and_then(Reply::new)
     }
@@ -63,17 +74,13 @@ impl Redis {
         keys: &Keys,
         names: &[String],
         args: &[String],
-        precious: bool,
+        worth: Worth,
     ) -> Result<Value, Error> {
         let unknown = || Error::Down("no node of the cluster is connected".to_owned());
         let mut link = self.links.of_slot(keys.slot).ok_or_else(unknown)?;
         let mut asking = false;
         for _ in 0..REDIRECTS {
-            let wait = match operation.writes() {
-                true if self.wait_replicas > 0 => Wait::Must(self.wait_replicas),
-                true if precious && link.has_replica() => Wait::Hope,
-                _ => Wait::No,
-            };
+            let wait = self.wait(&link, operation, worth)?;
             let call = Call { operation, names, args, wait, asking };
             match self.attempt(&link, &call).await {
                 Tried::Done(outcome) => return outcome,
@@ -91,6 +98,30 @@ impl Redis {
             }
         }
         Err(Error::Down("the cluster sends calls in circles".to_owned()))
+    }
+
+    /// What the call has to wait for. It is refused where that would be in vain: the connection does
+    /// nothing else while it waits, so that all others would wait with it.
+    fn wait(&self, link: &Link, operation: Operation, worth: Worth) -> Result<Wait, Error> {
+        let must = self.wait_replicas;
+        if !operation.writes() || worth == Worth::Little {
+            return Ok(Wait::No);
+        }
+        if must == 0 {
+            let hope = worth == Worth::Much && link.has_replica();
+            return Ok(if hope { Wait::Hope } else { Wait::No });
+        }
+        match (link.connection(), link.replicas()) {
+            (Err(why), _) => Err(Error::Down(why)),
+            (Ok(_), replicas) if replicas < must => {
+                // One may have come since the last look.
+                link.suspect();
+                Err(Error::Down(format!(
+                    "{replicas} of {must} replicas (store.wait_replicas) are connected"
+                )))
+            }
+            _ => Ok(Wait::Must(must)),
+        }
     }
 
     async fn attempt(&self, link: &Link, call: &Call<'_>) -> Tried {

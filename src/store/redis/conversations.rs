@@ -7,14 +7,17 @@ use uuid::Uuid;
 
 use super::{
     Error, Hint, Redis,
-    calls::Reply,
+    calls::{Reply, Worth},
     json,
     scripts::{Keys, Operation},
     subscriber::Said,
 };
 use crate::{
     domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
-    store::{Active, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, WATCHED},
+    store::{
+        Active, After, Appended, Begin, Begun, ConversationLog, Owner, PAGE_BYTES, Page, Reaped,
+        WATCHED,
+    },
 };
 
 /// How long deltas are kept after their turn's end.
@@ -44,7 +47,7 @@ impl ConversationLog for Redis {
             keys.channel(),
             self.said(Said::Grown),
         ];
-        let reply = self.call(Operation::Begin, &keys, &names, &args, true).await;
+        let reply = self.call(Operation::Begin, &keys, &names, &args, Worth::Much).await;
         let reply = self.wake(key, reply)?;
         match reply.word()?.as_str() {
             "new" => Ok(Begun::New {
@@ -89,7 +92,12 @@ impl ConversationLog for Redis {
             let is_delta = matches!(event, EventBody::Delta(_));
             args.extend([flag(is_delta), tag(), json(event)?]);
         }
-        let reply = self.call(Operation::Append, &keys, &names, &args, terminal).await;
+        let worth = match events {
+            [] => Worth::Little,
+            _ if terminal => Worth::Much,
+            _ => Worth::Usual,
+        };
+        let reply = self.call(Operation::Append, &keys, &names, &args, worth).await;
         // A renewal is nothing that a reader could see.
         let reply = if events.is_empty() { reply? } else { self.wake(&owner.key, reply)? };
         match reply.word()?.as_str() {
@@ -117,7 +125,7 @@ impl ConversationLog for Redis {
             keys.channel(),
             self.said(Said::Grown),
         ];
-        let reply = self.call(Operation::Post, &keys, &names, &args, false).await;
+        let reply = self.call(Operation::Post, &keys, &names, &args, Worth::Usual).await;
         let reply = self.wake(key, reply)?;
         match reply.word()?.as_str() {
             "posted" => Ok(Sequence(reply.number(1)?)),
@@ -129,7 +137,7 @@ impl ConversationLog for Redis {
         let keys = self.conversation_keys(key);
         let names = with_request(&keys, ["conv"], turn);
         let args = [turn.to_string(), keys.channel(), self.said(Said::Cancelled)];
-        let reply = self.call(Operation::Cancel, &keys, &names, &args, false).await?;
+        let reply = self.call(Operation::Cancel, &keys, &names, &args, Worth::Usual).await?;
         match reply.word()?.as_str() {
             "asked" => {
                 self.hints.cancelled(key.digest());
@@ -144,7 +152,7 @@ impl ConversationLog for Redis {
         let keys = self.conversation_keys(key);
         let names = ["conv", "lease"].map(|name| keys.named(name));
         let args = [step(), millis(self.kept.lease)];
-        let reply = self.call(Operation::Reap, &keys, &names, &args, false).await?;
+        let reply = self.call(Operation::Reap, &keys, &names, &args, Worth::Usual).await?;
         if reply.word()? == "none" {
             return Ok(None);
         }
@@ -175,21 +183,24 @@ impl ConversationLog for Redis {
             After::Position(Position { sequence, tag }) => (sequence, format!("{tag:016x}")),
         };
         let most = i32::try_from(most).unwrap_or(i32::MAX);
-        let args = [sequence.0.to_string(), tag, most.to_string(), flag(watching), millis(WATCHED)];
-        let reply = self.call(Operation::Read, &keys, &names, &args, false).await?;
+        let args = [
+            sequence.0.to_string(),
+            tag,
+            most.to_string(),
+            flag(watching),
+            millis(WATCHED),
+            PAGE_BYTES.to_string(),
+        ];
+        let reply = self.call(Operation::Read, &keys, &names, &args, Worth::Usual).await?;
         if reply.word()? != "page" {
             return Err(refusal(&reply));
         }
-        let mut events = entries(reply.value(3)?)?;
-        events.extend(entries(reply.value(4)?)?);
-        events.sort_by_key(|event| event.position.sequence);
-        events.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         let active = if reply.text(1)?.is_empty() {
             None
         } else {
             Some(Active { turn: request(&reply, 1)?, orphaned: reply.flag(2)? })
         };
-        Ok(Page { events, active })
+        Ok(Page { events: entries(reply.value(4)?)?, active, more: reply.flag(3)? })
     }
 
     async fn find(
@@ -199,7 +210,7 @@ impl ConversationLog for Redis {
     ) -> Result<Option<Sequence>, Error> {
         let keys = self.conversation_keys(key);
         let names = [keys.request(request)];
-        let reply = self.call(Operation::Find, &keys, &names, &[], false).await?;
+        let reply = self.call(Operation::Find, &keys, &names, &[], Worth::Usual).await?;
         if reply.text(1)?.is_empty() {
             return Ok(None);
         }
@@ -218,9 +229,9 @@ impl ConversationLog for Redis {
         }
         let keys = self.conversation_keys(key);
         let most = i32::try_from(most).unwrap_or(i32::MAX);
-        let args = [before.0.to_string(), most.to_string()];
+        let args = [before.0.to_string(), most.to_string(), PAGE_BYTES.to_string()];
         let names = [keys.named("log")];
-        let reply = self.call(Operation::History, &keys, &names, &args, false).await?;
+        let reply = self.call(Operation::History, &keys, &names, &args, Worth::Usual).await?;
         let mut events = entries(reply.value(1)?)?;
         events.reverse();
         Ok(events)

@@ -36,8 +36,8 @@ pub(super) const RETRY: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(5);
 /// Time for a server that is suspected to answer.
 const SUSPECT: Duration = Duration::from_secs(1);
-/// Connections that wait to be kept.
-const NEW: usize = 16;
+/// Links that wait for the keeper, which takes them at once: more than a cluster has primaries.
+const NEW: usize = 1024;
 
 /// A place to be connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,7 +83,12 @@ impl Link {
 
     /// Whether a replica is there to wait for.
     pub(super) fn has_replica(&self) -> bool {
-        self.replicas.load(Ordering::Relaxed) > 0 && !self.lagging.load(Ordering::Relaxed)
+        self.replicas() > 0 && !self.lagging.load(Ordering::Relaxed)
+    }
+
+    /// Replicas that are connected and in step, as the server has last said.
+    pub(super) fn replicas(&self) -> u32 {
+        self.replicas.load(Ordering::Relaxed)
     }
 
     /// A replica did not acknowledge in time. True the first time since the last look.
@@ -103,6 +108,8 @@ pub(super) struct Links {
     kept: Mutex<HashMap<Target, Arc<Link>>>,
     /// The first slot of each range and the node that has it, in order. Empty without a cluster.
     slots: RwLock<Vec<(u16, Address)>>,
+    /// Held by whoever asks for the slots.
+    learning: tokio::sync::Mutex<()>,
     new: mpsc::Sender<BoxFuture<'static, ()>>,
     dependency: Dependency,
     metrics: Metrics,
@@ -129,7 +136,7 @@ impl Keeper {
 
 impl Links {
     /// Keeps `first`, and whatever else is needed.
-    pub(super) async fn new(
+    pub(super) fn new(
         connector: Arc<Connector>,
         first: Connection,
         dependency: Dependency,
@@ -140,6 +147,7 @@ impl Links {
             connector,
             kept: Mutex::default(),
             slots: RwLock::default(),
+            learning: tokio::sync::Mutex::default(),
             new,
             dependency,
             metrics,
@@ -148,7 +156,7 @@ impl Links {
             Topology::Single | Topology::Sentinel { .. } => Target::Primary,
             Topology::Cluster => Target::Node(first.address.clone()),
         };
-        let _ = links.keep(target, Some(first)).await;
+        let _ = links.keep(target, Some(first));
         (links, Keeper { new: receiver })
     }
 
@@ -169,23 +177,19 @@ impl Links {
 
     /// The link to a node that another one has named, once it is up.
     pub(super) async fn to_node(self: &Arc<Self>, address: Address) -> Option<Arc<Link>> {
-        let target = Target::Node(address);
-        let known = self.lock().get(&target).cloned();
-        let link = match known {
-            Some(link) => link,
-            None => self.keep(target, None).await?,
-        };
+        let link = self.keep(Target::Node(address), None)?;
         let mut current = link.current.subscribe();
         let up = tokio::time::timeout(SUSPECT, current.wait_for(Result::is_ok)).await;
         matches!(up, Ok(Ok(_))).then_some(link)
     }
 
     /// Asks a node for the cluster's slots, connects to the primaries and lets go of the others. Does
-    /// nothing without a cluster.
+    /// nothing without a cluster, and leaves it to whoever is at it already.
     pub(super) async fn learn_slots(self: &Arc<Self>) -> Result<(), String> {
         if self.connector.settings().topology != Topology::Cluster {
             return Ok(());
         }
+        let Ok(_learning) = self.learning.try_lock() else { return Ok(()) };
         let slots = self.ask_slots().await?;
         let primaries: Vec<Address> = slots.iter().map(|(_, node)| node.clone()).collect();
         *self.slots.write().unwrap_or_else(PoisonError::into_inner) = slots;
@@ -196,6 +200,10 @@ impl Links {
             }
             stays
         });
+        // All before the first is waited for: a caller who leaves then leaves nothing half done.
+        for node in &primaries {
+            let _ = self.keep(Target::Node(node.clone()), None);
+        }
         for node in primaries {
             if self.to_node(node.clone()).await.is_none() {
                 return Err(format!("{node} cannot be reached"));
@@ -240,26 +248,27 @@ impl Links {
         reply.map(|reply| slots_of(&reply)).map_err(|error| error.to_string())
     }
 
-    /// `None` if the keeper is gone.
-    async fn keep(
-        self: &Arc<Self>,
-        target: Target,
-        connection: Option<Connection>,
-    ) -> Option<Arc<Link>> {
+    /// The link to a place. A new one is found by the others and handed to the keeper in one step, so
+    /// that a place never has two, and none that nobody connects. `None` if the keeper is gone.
+    fn keep(self: &Arc<Self>, target: Target, connection: Option<Connection>) -> Option<Arc<Link>> {
+        let mut links = self.lock();
+        if let Some(link) = links.get(&target) {
+            return Some(Arc::clone(link));
+        }
+        let keeper = self.new.try_reserve().ok()?;
         let link = Arc::new(Link::new(target.clone()));
         if let Some(connection) = &connection {
             // What is asked before the keeper runs waits in the connection's queue.
             let _ = link.current.send_replace(Ok(connection.commands.clone()));
         }
-        self.lock().insert(target, Arc::clone(&link));
         let (this, kept) = (Arc::clone(self), Arc::clone(&link));
-        let work = async move {
+        keeper.send(Box::pin(async move {
             tokio::select! {
                 () = kept.retired.cancelled() => {}
                 () = this.look_after(&kept, connection) => {}
             }
-        };
-        self.new.send(Box::pin(work)).await.ok()?;
+        }));
+        links.insert(target, Arc::clone(&link));
         Some(link)
     }
 

@@ -102,6 +102,41 @@ async fn an_append_that_a_full_disk_refused_is_stored_once_after_it() {
     assert_eq!(bodies[1..], [delta("a"), delta("b")]);
 }
 
+#[tokio::test]
+async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
+    let mut store = open(&StoreUrl::Memory).expect("a store");
+    store.deadline = Duration::from_millis(300);
+    let key = key();
+    begin(&store, &key, &says("hello")).await;
+
+    // Whoever uses the database waits as on a disk.
+    let (hang, hanging) = std::sync::mpsc::channel::<()>();
+    let (hangs, hung) = tokio::sync::oneshot::channel();
+    let file = Arc::clone(&store.file);
+    let disk = std::thread::spawn(move || {
+        let _disk = file.database.write();
+        hangs.send(()).expect("somebody waits");
+        let _ = hanging.recv();
+    });
+    hung.await.expect("a thread");
+    // More than the queue takes.
+    let writes = (0..QUEUE + 200).map(|_| store.change(|_| Ok(())));
+    let before = std::time::Instant::now();
+    let (read, writes) = tokio::join!(
+        store.read(&key, After::Sequence(Sequence(0)), 10, false),
+        futures_util::future::join_all(writes)
+    );
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    assert!(matches!(read, Err(Error::Down(_))), "{read:?}");
+    assert!(writes.iter().all(|write| matches!(write, Err(Error::Down(_)))), "{writes:?}");
+
+    drop(hang);
+    disk.join().expect("a thread");
+    store.deadline = DEADLINE;
+    assert_eq!(super::read(&store, &key).await.events.len(), 1);
+    begin(&store, &super::key(), &says("hello")).await;
+}
+
 fn copy_conversation(store: &Embedded, to: &Database, key: &ConversationKey) {
     let digest = key.digest();
     let read = |database: &Database| {

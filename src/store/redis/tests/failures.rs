@@ -163,16 +163,45 @@ async fn a_write_waits_for_the_replicas_that_it_has_to() {
     let (store, key, begin) = (&*opened.store, fresh(), says("hello"));
     let alone = store.begin(&key, &begin).await.expect_err("there is no replica").to_string();
     assert!(alone.contains("0 of 1 replicas"), "{alone}");
+    // It was not even sent, and nobody has waited for it.
+    assert_eq!(store.find(&key, begin.message.request).await.expect("a look"), None);
     opened.ready(true).await;
     let port = primary.port.to_string();
     let replica = Server::start(&["--replicaof", "127.0.0.1", &port]).await;
     replica.has_all_of(&primary).await;
-    // Its outcome was unknown, so it is asked for again.
-    let known = store.begin(&key, &begin).await.expect("a begin");
-    assert!(matches!(known, Begun::Known { end: None, .. }), "{known:?}");
-    let owner = owner(store, &fresh()).await;
+    let owner = async {
+        loop {
+            match store.begin(&key, &begin).await {
+                Ok(Begun::New { owner, .. }) => return owner,
+                Err(Error::Down(_)) => tokio::time::sleep(LEASE / 50).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    // Whoever was refused has had the server looked at again: well before the next look.
+    let owner = tokio::time::timeout(Duration::from_secs(4), owner).await.expect("in time");
     stored(store, &owner, 1, "a").await;
+
+    // Without it a turn cannot go on, and its owner still owns it.
     drop(replica);
+    primary.until(&["INFO", "replication"], "connected_slaves:0").await;
+    let link = store.links.of_slot(0).expect("one server");
+    let noticed = async {
+        while link.replicas() > 0 {
+            link.suspect();
+            tokio::time::sleep(LEASE / 50).await;
+        }
+    };
+    tokio::time::timeout(LONG, noticed).await.expect("in time");
+    let before = Instant::now();
+    let more = [delta("b")];
+    let writes = (0..20).map(|_| store.append(&owner, 2, &more));
+    for refused in futures_util::future::join_all(writes).await {
+        assert!(matches!(refused, Err(Error::Down(_))), "{refused:?}");
+    }
+    assert!(before.elapsed() < Duration::from_millis(900), "{:?}", before.elapsed());
+    let renewed = store.append(&owner, 2, &[]).await.expect("a renewal");
+    assert!(matches!(renewed, Appended::Stored { .. }), "{renewed:?}");
 }
 
 #[tokio::test]
