@@ -106,10 +106,11 @@ impl Embedded {
         })
     }
 
-    /// Has the writer do something; returns once that is on the disk.
+    /// Has the writer do something; returns once that is on the disk. It is done again where somebody
+    /// else's change, in the same transaction, has spoilt that.
     async fn change<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&mut Tables<'_>) -> Result<T, Fault> + Send + 'static,
+        change: impl FnMut(&mut Tables<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         let lost = || Error::Down("a write failed, or it is being closed".to_owned());
         let (job, outcome) = job(change);

@@ -38,10 +38,10 @@ impl File {
     }
 
     /// Closes the database and opens it again, with a write that reaches the disk. A store in memory
-    /// has nothing to open.
+    /// has nothing to open: either it still takes writes or it is gone.
     pub(super) fn reopen(&self) -> Result<(), Error> {
         let Some(path) = &self.path else {
-            return Err(Error::Down("a store in memory cannot be opened again".to_owned()));
+            return self.with(|database| prepare(database).map(drop));
         };
         let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // The file's lock is held until the old one is gone.
@@ -61,13 +61,18 @@ impl File {
 
 /// Turns a panic of the database into an error.
 pub(super) fn guarded<T>(use_it: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(use_it)).unwrap_or_else(|panic| {
+    caught(use_it).unwrap_or_else(|panic| Err(Error::Down(panic)))
+}
+
+/// What came of it, or how it panicked.
+pub(super) fn caught<T>(use_it: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(use_it)).map_err(|panic| {
         let what = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        Err(Error::Down(format!("the database panicked: {what}")))
+        format!("the database panicked: {what}")
     })
 }
 

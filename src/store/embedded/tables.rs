@@ -47,7 +47,8 @@ pub(super) const FORMAT: u64 = 2;
 pub(super) enum Fault {
     /// This job alone; it has changed nothing.
     Refused(Error),
-    /// The database, and with it everything in the transaction.
+    /// The database, and with it everything in the transaction. [`Error::Corrupt`] is this job's alone,
+    /// in the middle of which the transaction is given up.
     Database(Error),
 }
 

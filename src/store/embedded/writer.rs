@@ -1,9 +1,11 @@
 //! The thread that writes.
 //!
 //! It takes all jobs that wait for it into one transaction (group commit), so that many callers share
-//! one fsync, and answers them after it. A job that is refused harms no other; a database that fails
-//! fails all of them, and then the file is opened again, at most once a second, until that works.
-//! Meanwhile the store is down and says so to `health`.
+//! one fsync, and answers them after it. A job that is refused harms no other. One that meets damage, or
+//! panics, may have been in the middle of something: the transaction is given up, that job refused, and
+//! the others are done again without it. A database that fails fails all of them, and then the file is
+//! opened again, at most once a second, until that works. Meanwhile the store is down and says so to
+//! `health`.
 
 use std::{
     sync::Arc,
@@ -26,7 +28,7 @@ use tracing::{error, info, warn};
 
 use super::{
     super::{Error, hints::Hints},
-    file::{File, guarded},
+    file::{File, caught, guarded},
     leases::Leases,
     sweep::{Swept, sweep},
     tables::{Effects, Fault, Tables, write},
@@ -41,25 +43,42 @@ const RETRY: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_mins(1);
 
 /// A change that somebody waits for. It is dropped, and its caller learns so, if the store is down.
-pub(super) type Job = Box<dyn FnOnce(&mut Tables<'_>) -> Result<Answer, Error> + Send>;
-/// Tells the caller what became of its job, once that is on the disk.
-type Answer = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnMut(Step<'_, '_>) -> Result<(), Error> + Send>;
+
+/// What a job is to do.
+pub(super) enum Step<'s, 't> {
+    /// Its change; once more if the transaction of the last time was given up. An error is one of the
+    /// database.
+    Run(&'s mut Tables<'t>),
+    /// What came of it is on the disk, and the caller can know.
+    Answer,
+    /// It cannot be done, and the caller can know why.
+    Refuse(Error),
+}
 
 /// A job for the writer, and where its outcome arrives.
 pub(super) fn job<T: Send + 'static>(
-    change: impl FnOnce(&mut Tables<'_>) -> Result<T, Fault> + Send + 'static,
+    mut change: impl FnMut(&mut Tables<'_>) -> Result<T, Fault> + Send + 'static,
 ) -> (Job, oneshot::Receiver<Result<T, Error>>) {
     let (caller, outcome) = oneshot::channel();
-    let job = move |tables: &mut Tables<'_>| {
-        let outcome = match change(tables) {
-            Ok(outcome) => Ok(outcome),
-            Err(Fault::Refused(error)) => Err(error),
-            Err(Fault::Database(error)) => return Err(error),
+    let (mut caller, mut done) = (Some(caller), None);
+    let job = move |step: Step<'_, '_>| {
+        let answer = match step {
+            Step::Run(tables) => {
+                done = Some(match change(tables) {
+                    Ok(outcome) => Ok(outcome),
+                    Err(Fault::Refused(error)) => Err(error),
+                    Err(Fault::Database(error)) => return Err(error),
+                });
+                return Ok(());
+            }
+            Step::Answer => done.take(),
+            Step::Refuse(error) => Some(Err(error)),
         };
-        let answer: Answer = Box::new(move || {
-            let _ = caller.send(outcome);
-        });
-        Ok(answer)
+        if let (Some(caller), Some(answer)) = (caller.take(), answer) {
+            let _ = caller.send(answer);
+        }
+        Ok(())
     };
     (Box::new(job), outcome)
 }
@@ -124,19 +143,42 @@ impl Writer {
 
     /// Runs a group in one transaction, and answers its callers. They learn of a failure by the loss of
     /// their jobs.
-    fn group(&self, group: Vec<Job>) -> Result<(), Error> {
+    fn group(&self, mut group: Vec<Job>) -> Result<(), Error> {
         let start = Instant::now();
-        let (answers, effects) = self.file.with(|database| {
-            write(database, |tables| {
-                group.into_iter().map(|job| job(tables)).collect::<Result<Vec<_>, _>>()
-            })
-        })?;
+        let effects = loop {
+            let mut spoilt = None;
+            let written = self.file.with(|database| {
+                write(database, |tables| {
+                    for (index, job) in group.iter_mut().enumerate() {
+                        let error = match caught(|| job(Step::Run(tables))) {
+                            Ok(Ok(())) => continue,
+                            Ok(Err(error @ Error::Corrupt(_))) => error,
+                            Ok(Err(error)) => return Err(error),
+                            // Its repetition would do the same.
+                            Err(panic) => Error::Corrupt(panic),
+                        };
+                        spoilt = Some(index);
+                        return Err(error);
+                    }
+                    Ok(())
+                })
+            });
+            match (written, spoilt) {
+                (Ok(((), effects)), _) => break effects,
+                (Err(error @ Error::Corrupt(_)), Some(index)) => {
+                    error!(%error, "a change is refused, all others go on");
+                    self.metrics.failures.inc();
+                    let _ = group.remove(index)(Step::Refuse(error));
+                }
+                (Err(error), _) => return Err(error),
+            }
+        };
         if effects.changed {
             self.metrics.commits.observe(start.elapsed().as_secs_f64());
         }
         self.tell(effects);
-        for answer in answers {
-            answer();
+        for mut job in group {
+            let _ = job(Step::Answer);
         }
         Ok(())
     }
@@ -155,11 +197,21 @@ impl Writer {
 
     fn sweep(&self) -> Result<Swept, Error> {
         self.leases.forget();
-        let (swept, _) = self.file.with(|database| {
+        let swept = self.file.with(|database| {
             write(database, |tables| {
                 sweep(tables, self.retention, SystemTime::now()).map_err(Fault::into_error)
             })
-        })?;
+        });
+        let swept = match swept {
+            Ok((swept, _)) => swept,
+            // What cannot be read is not forgotten; what can be is still of use.
+            Err(error @ Error::Corrupt(_)) => {
+                error!(%error, "old conversations cannot be forgotten");
+                self.metrics.failures.inc();
+                Swept::default()
+            }
+            Err(error) => return Err(error),
+        };
         self.metrics.swept.inc_by(swept.conversations);
         Ok(swept)
     }
@@ -208,7 +260,11 @@ impl Metrics {
             Unit::Seconds,
             metrics.commits.clone(),
         );
-        registry.register("failures", "Group commits that failed", metrics.failures.clone());
+        registry.register(
+            "failures",
+            "Group commits that failed, and changes that met damage",
+            metrics.failures.clone(),
+        );
         registry.register(
             "swept_conversations",
             "Conversations that were forgotten after store.retention",

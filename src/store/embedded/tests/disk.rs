@@ -1,5 +1,7 @@
 //! A disk that is full for a while.
 
+use redb::ReadableTable as _;
+
 use super::{tables::write, *};
 
 /// A disk that is full while `full` holds, at the database's own seam.
@@ -135,6 +137,45 @@ async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
     store.deadline = DEADLINE;
     assert_eq!(super::read(&store, &key).await.events.len(), 1);
     begin(&store, &super::key(), &says("hello")).await;
+}
+
+/// Both ways in which one change can spoil a transaction.
+fn spoil(tables: &mut Tables<'_>, panics: bool) -> Result<(), Fault> {
+    tables.meta.insert("half", 1)?;
+    tables.effects.changed = true;
+    assert!(!panics, "on purpose");
+    Err(redb::StorageError::Corrupted("a page".to_owned()).into())
+}
+
+#[tokio::test]
+async fn one_change_that_meets_damage_or_panics_harms_no_other() {
+    let folder = folder();
+    for url in [StoreUrl::Memory, file(&folder).1] {
+        let (health, dependency) = dependency();
+        let store =
+            Embedded::open(&config(&url, LEASE), false, dependency, &mut Registry::default());
+        let store = store.expect("a store");
+        let (one, two) = (says("hello"), says("hello"));
+        let (here, there) = (key(), key());
+        for panics in [false, true, true] {
+            let (go, going) = std::sync::mpsc::channel();
+            let (held, begun, spoilt, also, ()) = tokio::join!(
+                // The writer waits here, so that the others share a transaction.
+                store.change(move |_| Ok(going.recv().is_ok())),
+                store.begin(&here, &one),
+                store.change(move |tables| spoil(tables, panics)),
+                store.begin(&there, &two),
+                async move { go.send(()).expect("the writer waits") }
+            );
+            assert!(held.is_ok() && begun.is_ok() && also.is_ok(), "{begun:?} {also:?}");
+            assert!(matches!(spoilt, Err(Error::Corrupt(_))), "{spoilt:?}");
+            assert!(health.watch().borrow().waiting_for().is_empty());
+        }
+        let half = store.change(|tables| Ok(tables.meta.get("half")?.map(|half| half.value())));
+        assert_eq!(half.await.expect("a look"), None);
+        assert_eq!(super::read(&store, &here).await.events.len(), 1);
+        assert_eq!(super::read(&store, &there).await.events.len(), 1);
+    }
 }
 
 fn copy_conversation(store: &Embedded, to: &Database, key: &ConversationKey) {
