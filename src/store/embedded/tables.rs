@@ -93,6 +93,8 @@ pub(super) struct Effects {
     pub(super) revision: Option<Revision>,
     pub(super) grown: Vec<ConversationDigest>,
     pub(super) cancelled: Vec<ConversationDigest>,
+    /// Their owners have waited for the commit.
+    pub(super) owned: Vec<ConversationDigest>,
 }
 
 impl<'t> Tables<'t> {

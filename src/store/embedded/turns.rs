@@ -79,6 +79,7 @@ pub(super) fn begin(
     });
     tables.put_conversation(digest, &mut conversation, now)?;
     leases.begin(digest);
+    tables.effects.owned.push(digest);
     let owner = Owner { key: key.clone(), turn: begin.message.request, epoch: conversation.epoch };
     Ok(Begun::New { owner, start })
 }
@@ -176,6 +177,7 @@ pub(super) fn append(
     conversation.turn = Some(turn);
     tables.put_conversation(digest, &mut conversation, now)?;
     tables.effects.grown.push(digest);
+    tables.effects.owned.push(digest);
     leases.renew(digest);
     Ok(stored(last))
 }
@@ -249,6 +251,7 @@ pub(super) fn reap(
         options: request.options.unwrap_or_default(),
     };
     tables.put_conversation(digest, &mut conversation, SystemTime::now())?;
+    tables.effects.owned.push(digest);
     leases.renew(digest);
     Ok(Some(reaped))
 }

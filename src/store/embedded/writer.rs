@@ -184,6 +184,10 @@ impl Writer {
     }
 
     fn tell(&self, effects: Effects) {
+        // Before the next group, in which a reap may wait: an owner who waits for a slow disk is alive.
+        for conversation in effects.owned {
+            self.leases.renew(conversation);
+        }
         if let Some(newest) = effects.revision {
             self.revision.send_replace(newest);
         }

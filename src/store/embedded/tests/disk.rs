@@ -178,6 +178,38 @@ async fn one_change_that_meets_damage_or_panics_harms_no_other() {
     }
 }
 
+#[tokio::test]
+async fn an_owner_keeps_its_turn_however_long_its_commit_takes() {
+    let store = open(&StoreUrl::Memory).expect("a store");
+    let (key, events) = (key(), [delta("a")]);
+    let owner = begin(&store, &key, &says("hello")).await;
+    let (go, going) = std::sync::mpsc::channel();
+    let (slow, slowing) = tokio::sync::oneshot::channel();
+    let mut slow = Some(slow);
+    let (held, appended, slowed, (), reaped) = tokio::join!(
+        // The writer waits here, so that the next two share a transaction.
+        store.change(move |_| Ok(going.recv().is_ok())),
+        store.append(&owner, 1, &events),
+        store.change(move |tables| {
+            let _ = slow.take().map(|slow| slow.send(()));
+            tables.effects.changed = true;
+            std::thread::sleep(LEASE * 2);
+            Ok(())
+        }),
+        async move { go.send(()).expect("the writer waits") },
+        async {
+            slowing.await.expect("a slow transaction");
+            store.reap(&key).await
+        }
+    );
+    held.expect("a change");
+    slowed.expect("a change");
+    assert!(matches!(appended, Ok(Appended::Stored { .. })), "{appended:?}");
+    assert_eq!(reaped.expect("a reap"), None);
+    let next = store.append(&owner, 2, &events).await.expect("an append");
+    assert!(matches!(next, Appended::Stored { .. }), "{next:?}");
+}
+
 fn copy_conversation(store: &Embedded, to: &Database, key: &ConversationKey) {
     let digest = key.digest();
     let read = |database: &Database| {
