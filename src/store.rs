@@ -93,6 +93,12 @@ pub enum Error {
     PositionUnknown,
 }
 
+/// Where in a record something is wrong. Never what is there: it may be what somebody has said.
+fn place(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    format!("{:?} error at line {line}, column {column}", error.classify())
+}
+
 impl Error {
     /// What the caller can do about it.
     pub fn kind(&self) -> Kind {

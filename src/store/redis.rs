@@ -36,7 +36,7 @@ use self::{
     scripts::{Keys, Operation},
     subscriber::{Said, Subscriber, newer},
 };
-use super::{Error, Hint, KnowledgeLog, hints::Hints};
+use super::{Error, Hint, KnowledgeLog, hints::Hints, place};
 use crate::{
     config,
     domain::{Change, ConversationKey, Revision},
@@ -235,7 +235,7 @@ impl KnowledgeLog for Redis {
                     |why: String| Error::Corrupt(format!("knowledge revision {}: {why}", row[0]));
                 let revision = row[0].parse().map_err(|_| unreadable("no number".to_owned()))?;
                 let change =
-                    serde_json::from_str(&row[1]).map_err(|error| unreadable(error.to_string()))?;
+                    serde_json::from_str(&row[1]).map_err(|error| unreadable(place(&error)))?;
                 Ok((Revision(revision), change))
             })
             .collect()
@@ -247,7 +247,7 @@ impl KnowledgeLog for Redis {
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(place(&error)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use redb::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    super::Error,
+    super::{Error, place},
     file::down,
     records::{Conversation, Request},
 };
@@ -134,14 +134,15 @@ pub(super) fn write<T>(
 }
 
 pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(value).map_err(|error| Error::Corrupt(error.to_string()))
+    serde_json::to_vec(value).map_err(|error| Error::Corrupt(place(&error)))
 }
 
 pub(super) fn decode<T: DeserializeOwned>(
     bytes: &[u8],
     what: impl FnOnce() -> String,
 ) -> Result<T, Error> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Corrupt(format!("{}: {error}", what())))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::Corrupt(format!("{}: {}", what(), place(&error))))
 }
 
 /// Makes the tables where they are missing, and checks the format by a write that reaches the disk.
@@ -180,7 +181,11 @@ pub(super) fn sound(database: &Database) -> Result<(), Error> {
     }
     for row in transaction.open_table(REQUESTS).map_err(down)?.iter().map_err(down)? {
         let (key, request) = row.map_err(down)?;
-        decode::<Request>(request.value(), || named(key.value().0))?;
+        let what = || {
+            let (digest, request) = key.value();
+            format!("{}, request {}", named(digest), uuid::Uuid::from_bytes(*request))
+        };
+        decode::<Request>(request.value(), what)?;
     }
     for row in transaction.open_table(IDLE).map_err(down)?.iter().map_err(down)? {
         row.map_err(down)?;

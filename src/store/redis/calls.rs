@@ -259,7 +259,8 @@ impl Reply {
     fn new(value: Value) -> Result<Self, Error> {
         match value {
             Value::Array(values) => Ok(Self(values)),
-            other => Err(Error::Corrupt(format!("a script replied {other:?}"))),
+            // Its value may be what somebody has said.
+            _ => Err(Error::Corrupt("a script's reply is no list".to_owned())),
         }
     }
 

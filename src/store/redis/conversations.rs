@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Error, Hint, Redis,
     calls::{Reply, Worth},
-    json,
+    json, place,
     scripts::{Keys, Operation},
     subscriber::Said,
 };
@@ -157,7 +157,7 @@ impl ConversationLog for Redis {
             return Ok(None);
         }
         let options = serde_json::from_str(&reply.text(7)?)
-            .map_err(|error| Error::Corrupt(format!("a turn's options: {error}")))?;
+            .map_err(|error| Error::Corrupt(format!("a turn's options: {}", place(&error))))?;
         let turn = request(&reply, 1)?;
         Ok(Some(Reaped {
             owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },

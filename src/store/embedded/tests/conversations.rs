@@ -71,7 +71,8 @@ async fn an_unreadable_record_is_refused_at_the_start_and_harms_nobody_else_befo
     begin(&store, &bad, &says("hello")).await;
     let digest = bad.digest();
     let spoil = store.change(move |tables| {
-        tables.conversations.insert(&digest.0, b"{".as_slice())?;
+        let record = br#"{"principal": ["my secret"]}"#;
+        tables.conversations.insert(&digest.0, record.as_slice())?;
         tables.effects.changed = true;
         Ok(())
     });
@@ -79,10 +80,14 @@ async fn an_unreadable_record_is_refused_at_the_start_and_harms_nobody_else_befo
     let (one, two) = (says("hello"), says("hello"));
     let (refused, begun) = tokio::join!(store.begin(&bad, &one), store.begin(&good, &two));
     assert!(matches!(refused, Err(Error::Corrupt(_))), "{refused:?}");
+    let why = refused.expect_err("it is refused").to_string();
+    assert!(why.contains(&digest.to_string()) && why.contains("line 1, column"), "{why}");
+    assert!(!why.contains("secret"), "{why}");
     assert!(matches!(begun, Ok(Begun::New { .. })), "{begun:?}");
     drop(store);
     let error = open(&url).expect_err("it is damaged").to_string();
     assert!(error.contains("--set-aside-damaged-store"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
     assert!(path.exists());
 }
 
