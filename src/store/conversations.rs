@@ -21,6 +21,11 @@ use crate::domain::{
 
 /// Conversations, in a store. Clones of an `Arc` share it; every method may be called at any time,
 /// and once more with the same arguments where its outcome is unknown ([`Error::Down`]).
+///
+/// A request is known for at least `store.retention` after it came and after its turn's end, and a day
+/// where the store is Redis. A conversation that goes on outlives that: after it, a repetition of an old
+/// request may be a new one. It is known longer where it costs nothing, as in the embedded store, which
+/// forgets a request with its conversation.
 #[async_trait::async_trait]
 pub trait ConversationLog: Send + Sync + fmt::Debug {
     /// Claims a request and begins its turn: one atomic step, so that of many equal requests, at

@@ -48,7 +48,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is tried meanwhile.
 const TRY: Duration = Duration::from_millis(500);
-/// Least that requests are remembered.
+/// Least that requests are remembered. What comes later in their conversation does not prolong it: each
+/// has a key of its own, and a step cannot touch them all.
 const REQUESTS: Duration = Duration::from_hours(24);
 /// How often the knowledge log's revision, and a cluster's slots, are looked at unasked.
 const LOOK: Duration = Duration::from_secs(5);
