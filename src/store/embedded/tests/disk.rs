@@ -112,13 +112,13 @@ async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
     begin(&store, &key, &says("hello")).await;
 
     // Whoever uses the database waits as on a disk.
-    let (hang, hanging) = std::sync::mpsc::channel::<()>();
+    let (mend, mended) = std::sync::mpsc::sync_channel::<()>(1);
     let (hangs, hung) = tokio::sync::oneshot::channel();
     let file = Arc::clone(&store.file);
     let disk = std::thread::spawn(move || {
         let _disk = file.database.write();
         hangs.send(()).expect("somebody waits");
-        let _ = hanging.recv();
+        let _ = mended.recv();
     });
     hung.await.expect("a thread");
     // More than the queue takes.
@@ -132,7 +132,7 @@ async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
     assert!(matches!(read, Err(Error::Down(_))), "{read:?}");
     assert!(writes.iter().all(|write| matches!(write, Err(Error::Down(_)))), "{writes:?}");
 
-    drop(hang);
+    drop(mend);
     disk.join().expect("a thread");
     store.deadline = DEADLINE;
     assert_eq!(super::read(&store, &key).await.events.len(), 1);
@@ -158,7 +158,7 @@ async fn one_change_that_meets_damage_or_panics_harms_no_other() {
         let (one, two) = (says("hello"), says("hello"));
         let (here, there) = (key(), key());
         for panics in [false, true, true] {
-            let (go, going) = std::sync::mpsc::channel();
+            let (go, going) = std::sync::mpsc::sync_channel(1);
             let (held, begun, spoilt, also, ()) = tokio::join!(
                 // The writer waits here, so that the others share a transaction.
                 store.change(move |_| Ok(going.recv().is_ok())),
@@ -183,7 +183,7 @@ async fn an_owner_keeps_its_turn_however_long_its_commit_takes() {
     let store = open(&StoreUrl::Memory).expect("a store");
     let (key, events) = (key(), [delta("a")]);
     let owner = begin(&store, &key, &says("hello")).await;
-    let (go, going) = std::sync::mpsc::channel();
+    let (go, going) = std::sync::mpsc::sync_channel(1);
     let (slow, slowing) = tokio::sync::oneshot::channel();
     let mut slow = Some(slow);
     let (held, appended, slowed, (), reaped) = tokio::join!(
