@@ -264,6 +264,12 @@ fn chatbot(
         lease: config.store.lease,
         detach_grace: config.store.detach_grace,
         max_turn_time: config.engine.max_turn_time,
+        quota: turn::Quota {
+            slots: config.engine.max_generations,
+            queue_time: config.engine.queue_time,
+            turns_per_second: config.limits.turns_per_second,
+            burst: config.limits.burst,
+        },
     };
     let turns = Turns::new(Arc::clone(store) as _, engines, terms, life.clone(), registry);
     rpc::Chatbot {

@@ -24,6 +24,8 @@ pub enum Kind {
     PositionLost,
     /// There is too much to do for now.
     Overloaded,
+    /// The caller asks too much for now.
+    RateLimited,
     /// The time for it is over.
     Deadline,
     /// The server, or this connection of it, is going away; another one can do it.
@@ -44,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, so that mappings can be tested for completeness.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Denied,
@@ -53,6 +55,7 @@ impl Kind {
         Self::Busy,
         Self::PositionLost,
         Self::Overloaded,
+        Self::RateLimited,
         Self::Deadline,
         Self::Draining,
         Self::Interrupted,

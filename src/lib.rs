@@ -18,7 +18,8 @@
 //! | 1 | [`error`], [`pb`] | error kinds; generated types |
 //!
 //! Libraries stay in their rooms too: tonic in `rpc`, `health`, `net` and `cli`; tantivy in
-//! `knowledge`; redb in `store`; jsonwebtoken in `auth`; OpenTelemetry in `telemetry`; reqwest in `engine`.
+//! `knowledge`; redb and redis in `store`; jsonwebtoken in `auth`; OpenTelemetry in `telemetry`; reqwest
+//! in `engine`.
 
 pub mod app;
 pub mod auth;

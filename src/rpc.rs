@@ -21,7 +21,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
@@ -201,6 +201,11 @@ impl Error {
     }
 }
 
+/// Until when the caller waits.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    request.extensions().get::<bounds::Deadline>().map(|deadline| deadline.0)
+}
+
 /// Who calls. Every call has come through `authenticate`.
 fn principal<T>(request: &Request<T>) -> Result<String, Error> {
     let principal = request.extensions().get::<Principal>();
@@ -216,7 +221,7 @@ impl chatbot_server::Chatbot for Chatbot {
         request: Request<proto::AskRequest>,
     ) -> Result<Response<proto::AskResponse>, Status> {
         let principal = principal(&request)?;
-        Ok(Response::new(self.answer(&principal, request.into_inner()).await?))
+        Ok(Response::new(self.answer(&principal, deadline(&request), request.into_inner()).await?))
     }
 
     type RankAnswersStream = Answers<proto::RankAnswersResponse>;
@@ -243,7 +248,7 @@ impl chatbot_server::Chatbot for Chatbot {
         request: Request<proto::ChatRequest>,
     ) -> Result<Response<Self::ChatStream>, Status> {
         let principal = principal(&request)?;
-        let events = self.chat(&principal, request.into_inner()).await?;
+        let events = self.chat(&principal, deadline(&request), request.into_inner()).await?;
         Ok(Response::new(Box::pin(events)))
     }
 

@@ -7,12 +7,13 @@
 //! again if nobody can have seen anything of it, and ends as interrupted otherwise; an answer is
 //! never generated a second time under text that a user has read.
 
+mod admission;
 mod metrics;
 mod run;
 mod tail;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -21,8 +22,12 @@ use tokio::{
 };
 use tracing::{Instrument as _, Span, debug, info, warn};
 
-pub use self::tail::{Tail, TurnTail};
+pub use self::{
+    admission::Quota,
+    tail::{Tail, TurnTail},
+};
 use self::{
+    admission::{Admission, Refusal, Slot},
     metrics::{Metrics, Outcome},
     run::{Asked, Generation},
     watch::Watchers,
@@ -32,10 +37,10 @@ use crate::{
         Completion, ConversationKey, EngineKind, EventBody, Failure, FailureReason, FinishReason,
         RequestId, Sequence,
     },
-    engine::{Engines, Question},
+    engine::{Engines, Exchange, Question},
     error::Kind,
     lifecycle::Lifecycle,
-    store::{self, After, Begin, Begun, ConversationLog, Owner, Page, Reaped},
+    store::{self, After, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions},
 };
 
 /// How often a reader looks without a hint, and how often the state of another turn is looked at.
@@ -47,6 +52,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Owners that a turn may have. One that kills its owner each time must not go round all replicas
 /// for ever.
 const ATTEMPTS: u32 = 3;
+/// Messages and answers of before that an engine is told at most; it takes what fits.
+const HISTORY: usize = 100;
 /// Events that are read at once.
 const PAGE: usize = 128;
 
@@ -62,6 +69,18 @@ pub enum Error {
     /// The server does not offer the engine.
     #[error("the engine is not offered here")]
     NoEngine,
+    /// The principal has begun too many turns.
+    #[error("too many requests by this caller, try again later")]
+    RateLimited {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// As many answers are generated as may be.
+    #[error("too many answers are being generated, try again later or at another replica")]
+    Overloaded {
+        /// When to come back.
+        retry_after: Duration,
+    },
     /// The log cannot do it.
     #[error(transparent)]
     Log(#[from] store::Error),
@@ -74,12 +93,23 @@ impl Error {
             Self::InProgress(_) => Kind::Busy,
             Self::Draining => Kind::Draining,
             Self::NoEngine => Kind::Invalid,
+            Self::RateLimited { .. } => Kind::RateLimited,
+            Self::Overloaded { .. } => Kind::Overloaded,
             Self::Log(error) => error.kind(),
         }
     }
 }
 
-/// How long things may take.
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::RateLimited(retry_after) => Self::RateLimited { retry_after },
+            Refusal::Overloaded(retry_after) => Self::Overloaded { retry_after },
+        }
+    }
+}
+
+/// How long things may take, and how many there may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
     /// The store's lease: how long an owner may be silent.
@@ -88,6 +118,8 @@ pub struct Terms {
     pub detach_grace: Duration,
     /// How long a turn may take.
     pub max_turn_time: Duration,
+    /// How much is admitted.
+    pub quota: Quota,
 }
 
 /// Begins turns, runs them, and reads them; clones share them.
@@ -100,8 +132,18 @@ struct Inner {
     engines: Engines,
     life: Lifecycle,
     terms: Terms,
+    admission: Admission,
     watchers: Watchers,
     metrics: Metrics,
+}
+
+/// What a request was admitted with.
+#[derive(Debug)]
+struct Admitted {
+    /// For engines with a model.
+    slot: Option<Slot>,
+    /// Whether it has taken one of its principal's turns.
+    counted: bool,
 }
 
 /// What to do about a turn that is running in the conversation.
@@ -133,8 +175,9 @@ impl Turns {
         life: Lifecycle,
         registry: &mut Registry,
     ) -> Self {
+        let admission = Admission::new(terms.quota, registry);
         let (watchers, metrics) = (Watchers::default(), Metrics::new(registry));
-        Self(Arc::new(Inner { log, engines, life, terms, watchers, metrics }))
+        Self(Arc::new(Inner { log, engines, life, terms, admission, watchers, metrics }))
     }
 
     /// Whether the server offers this engine.
@@ -143,22 +186,51 @@ impl Turns {
     }
 
     /// Claims the request and begins its turn, unless it is known already. Goes on to its end, once
-    /// begun, whatever becomes of the caller.
+    /// begun, whatever becomes of the caller, who does not wait for a slot beyond its `deadline`.
     pub async fn begin(
         &self,
         key: &ConversationKey,
         begin: Begin,
         busy: OnBusy,
+        deadline: Option<Instant>,
     ) -> Result<Attached, Error> {
+        if self.0.life.draining().is_cancelled() {
+            return Err(Error::Draining);
+        }
+        let admitted = self.admit(key, &begin, deadline).await?;
         // A caller that goes away in the middle of the claim must not leave a turn without an owner.
         let (done, outcome) = oneshot::channel();
         let (this, key) = (self.clone(), key.clone());
         let claim = async move {
-            let _ = done.send(this.claim(&key, &begin, busy).await);
+            let _ = done.send(this.claim(&key, &begin, busy, admitted).await);
         };
         self.0.life.spawn_work(claim.instrument(Span::current()));
         let stopped = |_| store::Error::Down("the claim was lost".to_owned());
         outcome.await.map_err(stopped)?
+    }
+
+    /// Lets a request in that is known, whatever the load, and others as far as there is room.
+    async fn admit(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        deadline: Option<Instant>,
+    ) -> Result<Admitted, Error> {
+        let Inner { admission, engines, log, .. } = &*self.0;
+        let needs_slot = begin.options.engine.unwrap_or(engines.default) != EngineKind::Retrieval;
+        let refusal = match admission.take_turn(key.principal()) {
+            Ok(()) if !needs_slot => return Ok(Admitted { slot: None, counted: true }),
+            Ok(()) => match admission.slot(deadline).await {
+                Ok(slot) => return Ok(Admitted { slot: Some(slot), counted: true }),
+                Err(refusal) => refusal,
+            },
+            Err(refusal) => refusal,
+        };
+        // What was begun before is only read, and that costs nothing of what is short.
+        match log.find(key, begin.message.request).await? {
+            Some(_) => Ok(Admitted { slot: None, counted: false }),
+            None => Err(refusal.into()),
+        }
     }
 
     async fn claim(
@@ -166,10 +238,9 @@ impl Turns {
         key: &ConversationKey,
         begin: &Begin,
         busy: OnBusy,
+        admitted: Admitted,
     ) -> Result<Attached, Error> {
-        if self.0.life.draining().is_cancelled() {
-            return Err(Error::Draining);
-        }
+        let Admitted { mut slot, counted } = admitted;
         let turn = begin.message.request;
         // An owner that answers ends its turn at once; one that does not has lost it after a lease.
         let deadline = Instant::now() + self.0.terms.lease * 2 + PATIENCE;
@@ -177,16 +248,16 @@ impl Turns {
         loop {
             match self.0.log.begin(key, begin).await? {
                 Begun::New { owner, start } => {
-                    let question = Question {
-                        request: turn,
-                        text: begin.message.text.clone(),
-                        language: begin.options.language.clone(),
-                        history: Vec::new(),
-                    };
-                    self.run(owner, question, begin.options.engine);
+                    let text = begin.message.text.clone();
+                    self.run(owner, start, text, &begin.options, slot.take());
                     return Ok(Attached { turn, start, end: None });
                 }
-                Begun::Known { start, end } => return Ok(Attached { turn, start, end }),
+                Begun::Known { start, end } => {
+                    if counted {
+                        self.0.admission.give_back(key.principal());
+                    }
+                    return Ok(Attached { turn, start, end });
+                }
                 Begun::Busy { orphaned: true, .. } if Instant::now() < deadline => {
                     self.take_over(key).await?;
                 }
@@ -250,9 +321,9 @@ impl Turns {
         let end = match message {
             _ if cancelled => EventBody::Completed(stopped(partial)),
             Some(text) if !visible && attempt <= ATTEMPTS => {
-                let (language, history) = (options.language, Vec::new());
-                let question = Question { request: turn, text, language, history };
-                self.run(owner, question, options.engine);
+                // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
+                let slot = self.0.admission.free_slot();
+                self.run(owner, start, text, &options, slot);
                 return Ok(());
             }
             _ => failed(FailureReason::Interrupted, partial),
@@ -289,17 +360,61 @@ impl Turns {
     }
 
     /// Runs the turn in a task of its own.
-    fn run(&self, owner: Owner, question: Question, engine: Option<EngineKind>) {
-        let kind = engine.unwrap_or(self.0.engines.default);
+    fn run(
+        &self,
+        owner: Owner,
+        start: Sequence,
+        text: String,
+        options: &TurnOptions,
+        slot: Option<Slot>,
+    ) {
+        let kind = options.engine.unwrap_or(self.0.engines.default);
         let engine = self.0.engines.get(kind).cloned();
         if engine.is_none() {
             // Offered by the replica that began the turn, as during a rollout.
             warn!(turn = %owner.turn, engine = ?kind, "the engine of a turn is not offered here");
         }
         debug!(turn = %owner.turn, epoch = owner.epoch, engine = ?kind, "turn begins");
+        let (this, language) = (self.clone(), options.language.clone());
+        let (key, request) = (owner.key.clone(), owner.turn);
         let generation = Generation::new(self.clone(), owner);
-        let asked = engine.map(|engine| Asked { engine, question });
-        self.0.life.spawn_work(generation.run(asked).instrument(Span::current()));
+        let run = async move {
+            let history = match kind {
+                EngineKind::Retrieval => Vec::new(),
+                EngineKind::Generative | EngineKind::Augmented => this.history(&key, start).await,
+            };
+            let question = Question { request, text, language, history };
+            generation.run(engine.map(|engine| Asked { engine, question })).await;
+            drop(slot);
+        };
+        self.0.life.spawn_work(run.instrument(Span::current()));
+    }
+
+    /// What was asked and answered before a turn. A store that cannot tell is no reason not to answer.
+    async fn history(&self, key: &ConversationKey, start: Sequence) -> Vec<Exchange> {
+        let events = match self.0.log.history(key, start, HISTORY).await {
+            Ok(events) => events,
+            Err(error) => {
+                warn!(%error, "a turn is answered without its history");
+                return Vec::new();
+            }
+        };
+        let mut questions = HashMap::new();
+        let mut exchanges = Vec::new();
+        for event in events {
+            match (event.body, event.turn) {
+                (EventBody::Posted(message), Some(turn)) => {
+                    questions.insert(turn, message.text);
+                }
+                (EventBody::Completed(completion), Some(turn)) if !completion.text.is_empty() => {
+                    if let Some(question) = questions.remove(&turn) {
+                        exchanges.push(Exchange { question, answer: completion.text });
+                    }
+                }
+                _ => {}
+            }
+        }
+        exchanges
     }
 }
 

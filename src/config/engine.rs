@@ -24,6 +24,9 @@ Question: {question}";
 /// Most entries that a question can be put with.
 const MOST_ENTRIES: u32 = 20;
 
+/// Most that `engine.max_generations` can be.
+const MOST_GENERATIONS: u32 = 100_000;
+
 /// How answers are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Engine {
@@ -31,6 +34,10 @@ pub struct Engine {
     pub default: DefaultEngine,
     /// How long a turn may take at most.
     pub max_turn_time: Duration,
+    /// Most answers that are generated at a time.
+    pub max_generations: usize,
+    /// How long a request may wait for one of those to end.
+    pub queue_time: Duration,
     /// What a model is told to be.
     pub system_prompt: String,
     /// How a question is put together with entries, in place of `{question}` and `{entries}`.
@@ -76,6 +83,11 @@ impl Engine {
         if max_turn_time.is_zero() {
             settings.problem("engine.max_turn_time", "must be longer than nothing");
         }
+        let max_generations = settings.take("engine.max_generations", 64);
+        if !(1..=MOST_GENERATIONS).contains(&max_generations) {
+            settings.problem("engine.max_generations", "must be between 1 and 100000");
+        }
+        let queue_time = settings.take("engine.queue_time", Duration::from_millis(250));
         let system_prompt = settings.take("engine.system_prompt", SYSTEM_PROMPT.to_owned());
         let grounding_template =
             settings.take("engine.grounding_template", GROUNDING_TEMPLATE.to_owned());
@@ -91,6 +103,8 @@ impl Engine {
         Self {
             default,
             max_turn_time,
+            max_generations: usize::try_from(max_generations).unwrap_or(usize::MAX),
+            queue_time,
             system_prompt,
             grounding_template,
             grounding_entries: usize::try_from(grounding_entries).unwrap_or(usize::MAX),

@@ -14,6 +14,10 @@ pub struct Limits {
     pub query_bytes: usize,
     /// Most `Converse` streams at a time.
     pub joined_streams: usize,
+    /// Turns that a principal may begin in a second, on average; `None`: as many as it likes.
+    pub turns_per_second: Option<f64>,
+    /// Turns that a principal may begin at once.
+    pub burst: u32,
 }
 
 impl Limits {
@@ -26,7 +30,20 @@ impl Limits {
         if joined_streams == 0 {
             settings.problem("limits.joined_streams", "must be at least 1");
         }
+        let turns_per_second = settings.take("limits.turns_per_second", 0.0);
+        if !(0.0..=1e6).contains(&turns_per_second) {
+            settings.problem("limits.turns_per_second", "must be 0 (no limit) to 1000000");
+        }
+        let burst = settings.take("limits.burst", 10);
+        if burst == 0 {
+            settings.problem("limits.burst", "must be at least 1");
+        }
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        Self { query_bytes: number(query_bytes), joined_streams: number(joined_streams.into()) }
+        Self {
+            query_bytes: number(query_bytes),
+            joined_streams: number(joined_streams.into()),
+            turns_per_second: (turns_per_second > 0.0).then_some(turns_per_second),
+            burst,
+        }
     }
 }

@@ -171,28 +171,10 @@ impl Redis {
         let port = if kind == "sentinel" { SENTINEL_PORT } else { PORT };
         let addresses: Vec<_> =
             hosts.split(',').map(|host| address(host, port)).collect::<Result<_, _>>()?;
-        let (topology, database) = match kind {
-            "" if addresses.len() > 1 => {
-                return Err(
-                    "must name one host; for several: redis+sentinel or redis+cluster".into()
-                );
-            }
-            "" => (Topology::Single, path),
-            "sentinel" => {
-                let (primary, database) = path.split_once('/').unwrap_or((path, ""));
-                if primary.is_empty() {
-                    return Err(
-                        "must end in the primary's name, as the sentinels know it, such as \
-                                redis+sentinel://host:26379/mymaster"
-                            .to_owned(),
-                    );
-                }
-                (Topology::Sentinel { primary: primary.to_owned() }, database)
-            }
-            "cluster" if path.is_empty() => (Topology::Cluster, ""),
-            "cluster" => return Err("must not name a database, clusters have only one".to_owned()),
-            _ => return Err(schemes()),
-        };
+        if kind.is_empty() && addresses.len() > 1 {
+            return Err("must name one host; for several: redis+sentinel or redis+cluster".into());
+        }
+        let (topology, database) = topology(kind, path)?;
         let database = if database.is_empty() { Ok(0) } else { database.parse() };
         let database = database.map_err(|_| "must end in a database's number such as \"/0\"")?;
         let Keys { password_file, ca_file, wait_replicas, key_prefix } = keys;
@@ -211,6 +193,25 @@ impl Redis {
             wait_replicas,
             key_prefix,
         })
+    }
+}
+
+/// What the addresses are, and the rest of the path.
+fn topology<'a>(kind: &str, path: &'a str) -> Result<(Topology, &'a str), String> {
+    match kind {
+        "" => Ok((Topology::Single, path)),
+        "sentinel" => {
+            let (primary, database) = path.split_once('/').unwrap_or((path, ""));
+            if primary.is_empty() {
+                return Err("must end in the primary's name, as the sentinels know it, such as \
+                            redis+sentinel://host:26379/mymaster"
+                    .to_owned());
+            }
+            Ok((Topology::Sentinel { primary: primary.to_owned() }, database))
+        }
+        "cluster" if path.is_empty() => Ok((Topology::Cluster, "")),
+        "cluster" => Err("must not name a database, clusters have only one".to_owned()),
+        _ => Err(schemes()),
     }
 }
 

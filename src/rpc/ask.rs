@@ -1,5 +1,7 @@
 //! `Ask`: the best answer in one message.
 
+use tokio::time::Instant;
+
 use super::{Chatbot, Error, chat::Asked, convert, proto};
 use crate::{domain::EventBody, store::TurnOptions};
 
@@ -7,6 +9,7 @@ impl Chatbot {
     pub(super) async fn answer(
         &self,
         principal: &str,
+        deadline: Option<Instant>,
         request: proto::AskRequest,
     ) -> Result<proto::AskResponse, Error> {
         let mut check = convert::Check::default();
@@ -18,7 +21,7 @@ impl Chatbot {
         check.finish()?;
         let options = TurnOptions { engine, language };
         let asked = Asked { conversation, request_id, text: request.query, options };
-        let (key, mut events) = self.begin(principal, asked, None).await?;
+        let (key, mut events) = self.begin(principal, asked, None, deadline).await?;
         while events.next().await?.is_some() {}
         match events.outcome() {
             Some(EventBody::Completed(completion)) => Ok(proto::AskResponse {

@@ -44,6 +44,10 @@ impl Arrival {
     }
 }
 
+/// The caller's deadline; handed to every call that has one as a request extension.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(pub(super) Instant);
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layer {
     pub(super) receive_timeout: Duration,
@@ -88,7 +92,7 @@ where
             .map_or_else(CancellationToken::new, |ending| ending.now.clone());
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
-        let request = request.map(|body| match arrival {
+        let mut request = request.map(|body| match arrival {
             Arrival::AtLeisure => body,
             _ => axum::body::Body::new(Arriving {
                 body,
@@ -98,6 +102,9 @@ where
                 late: Box::pin(sleep_until(Instant::now() + limit)),
             }),
         });
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut end = End::new(ending, deadline);

@@ -1,11 +1,12 @@
 //! `Chat`: starts a turn or resumes it, and streams its events.
 
 use futures_util::{Stream, StreamExt as _, stream};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Chatbot, Error, convert, proto};
 use crate::{
-    domain::{ConversationId, ConversationKey, EventBody, Message, RequestId},
+    domain::{ConversationId, ConversationKey, EventBody, Message, Position, RequestId},
     store::{self, Begin, TurnOptions},
     turn::{self, OnBusy, TurnTail},
 };
@@ -14,6 +15,7 @@ impl Chatbot {
     pub(super) async fn chat(
         &self,
         principal: &str,
+        deadline: Option<Instant>,
         request: proto::ChatRequest,
     ) -> Result<impl Stream<Item = Result<proto::ChatResponse, Status>> + Send + use<>, Error> {
         let mut check = convert::Check::default();
@@ -26,7 +28,7 @@ impl Chatbot {
         let seen = convert::position(&request.resume_token)?;
         let options = TurnOptions { engine, language };
         let asked = Asked { conversation, request_id, text: request.query, options };
-        let (key, events) = self.begin(principal, asked, seen).await?;
+        let (key, events) = self.begin(principal, asked, seen, deadline).await?;
         Ok(responses(key.id(), events))
     }
 
@@ -35,11 +37,12 @@ impl Chatbot {
         &self,
         principal: &str,
         asked: Asked,
-        seen: Option<crate::domain::Position>,
+        seen: Option<Position>,
+        deadline: Option<Instant>,
     ) -> Result<(ConversationKey, TurnTail), Error> {
         let request_id = asked.request_id;
         let (key, begin) = asked.begin(principal);
-        let attached = self.turns.begin(&key, begin, OnBusy::Refuse).await;
+        let attached = self.turns.begin(&key, begin, OnBusy::Refuse, deadline).await;
         let attached = attached.map_err(|error| refused(error, request_id))?;
         Ok((key.clone(), self.turns.tail_turn(&key, attached, seen)))
     }

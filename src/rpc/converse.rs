@@ -243,7 +243,7 @@ impl Session {
             let said = if message.no_reply {
                 turns.post(&key, &begin).await
             } else {
-                turns.begin(&key, begin, OnBusy::Interrupt).await.map(drop)
+                turns.begin(&key, begin, OnBusy::Interrupt, None).await.map(drop)
             };
             said.map_err(|error| refused(error, request_id))?;
             Ok(Done::Said(key))

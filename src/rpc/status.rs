@@ -25,6 +25,7 @@ pub(super) fn code(kind: Kind) -> (Code, &'static str) {
         Kind::Conflict => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
         Kind::Busy => (Code::Aborted, "TURN_IN_PROGRESS"),
         Kind::PositionLost => (Code::OutOfRange, "RESUME_TOKEN_INVALID"),
+        Kind::RateLimited => (Code::ResourceExhausted, "RATE_LIMITED"),
         Kind::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
         Kind::Deadline => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Kind::Draining => (Code::Unavailable, "DRAINING"),
@@ -81,15 +82,41 @@ impl From<Error> for Status {
             }
         };
         if matches!(code, Code::Unavailable | Code::Aborted | Code::ResourceExhausted) {
-            details.set_retry_info(Some(RETRY));
+            details.set_retry_info(Some(retry_after(&error)));
         }
-        Self::with_error_details(code, message, details)
+        let mut status = Self::with_error_details(code, message, details);
+        if code == Code::ResourceExhausted {
+            // The only word that gRPC's own retry listens to (gRFC A6).
+            let pushback = retry_after(&error).as_millis();
+            if let Ok(pushback) = pushback.to_string().parse() {
+                status.metadata_mut().insert("grpc-retry-pushback-ms", pushback);
+            }
+        }
+        status
+    }
+}
+
+/// When to try again.
+fn retry_after(error: &Error) -> Duration {
+    match error {
+        Error::Turn(
+            turn::Error::RateLimited { retry_after } | turn::Error::Overloaded { retry_after },
+        ) => *retry_after,
+        _ => RETRY,
     }
 }
 
 /// Whether an error of this kind is about what the caller has sent, and says nothing of the server.
 fn told(kind: Kind) -> bool {
-    matches!(kind, Kind::NotFound | Kind::PositionLost | Kind::Draining | Kind::Invalid)
+    matches!(
+        kind,
+        Kind::NotFound
+            | Kind::PositionLost
+            | Kind::Draining
+            | Kind::Invalid
+            | Kind::RateLimited
+            | Kind::Overloaded
+    )
 }
 
 /// A response of nothing but a status.

@@ -63,6 +63,13 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
         watching: bool,
     ) -> Result<Page, Error>;
 
+    /// Where the message of a request is, if the request is known. Changes nothing.
+    async fn find(
+        &self,
+        key: &ConversationKey,
+        request: RequestId,
+    ) -> Result<Option<Sequence>, Error>;
+
     /// The last `most` messages and terminal events before a place, oldest first. No deltas: what was
     /// said, not how.
     async fn history(

@@ -99,15 +99,9 @@ impl Redis {
         let connector = tokio::task::spawn_blocking(move || Connector::new(&settings))
             .await
             .map_err(|error| Error::Down(format!("the certificates were lost: {error}")))?;
-        let connector = connector.map_err(Error::Refused)?;
+        let connector = Arc::new(connector.map_err(Error::Refused)?);
         let first = reach(&connector, patience).await?;
-        if let Some(why) = first.facts.warning() {
-            warn!(address = %first.address, why, "the store may lose conversations");
-        }
-        info!(address = %first.address, version = first.facts.version, "the store is connected");
-
         let metrics = Metrics::new(registry);
-        let connector = Arc::new(connector);
         let (links, keeper) =
             Links::new(Arc::clone(&connector), first, dependency, metrics.clone()).await;
         life.spawn_foundation("store connections", keeper.run(life.closed().clone()));
@@ -184,7 +178,14 @@ async fn reach(connector: &Connector, patience: Duration) -> Result<Connection, 
     let mut last = String::new();
     loop {
         let why = match connector.primary(None).await {
-            Ok(connection) => return Ok(connection),
+            Ok(connection) => {
+                let Connection { address, facts, .. } = &connection;
+                info!(%address, version = facts.version, "the store is connected");
+                if let Some(why) = facts.warning() {
+                    warn!(%address, why, "the store may lose conversations");
+                }
+                return Ok(connection);
+            }
             Err(Failure::Refused(why)) => return Err(Error::Refused(why)),
             Err(Failure::Down(why)) => why,
         };

@@ -74,6 +74,10 @@ async fn a_request_is_known_with_its_end(Replicas { here, there, .. }: &Replicas
     let (owner, start) = new_turn(&**here, &key, &begin).await;
     let known = there.begin(&key, &begin).await.expect("a begin");
     assert_eq!(known, Begun::Known { start, end: None });
+    let found = there.find(&key, begin.message.request).await.expect("a look");
+    assert_eq!(found, Some(start));
+    assert_eq!(there.find(&key, request()).await.expect("a look"), None);
+    assert_eq!(there.find(&fresh(), begin.message.request).await.expect("a look"), None);
     let end = stored(&**here, &owner, 1, &[delta("hi"), completed("hi")]).await;
     let (_, second) = new_turn(&**there, &key, &says(request(), "and?")).await;
     assert!(second > end && end > start);

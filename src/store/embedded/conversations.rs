@@ -11,8 +11,8 @@ use super::{
     Embedded,
     file::down,
     leases::Leases,
-    records::Conversation,
-    tables::{CONVERSATIONS, EVENTS, decode, named},
+    records::{Conversation, Request},
+    tables::{CONVERSATIONS, EVENTS, REQUESTS, decode, named},
     turns,
 };
 use crate::domain::{ConversationDigest, ConversationKey, Event, EventBody, RequestId, Sequence};
@@ -63,6 +63,23 @@ impl ConversationLog for Embedded {
                 leases.watch(digest);
             }
             Ok(page)
+        })
+        .await
+    }
+
+    async fn find(
+        &self,
+        key: &ConversationKey,
+        request: RequestId,
+    ) -> Result<Option<Sequence>, Error> {
+        let digest = key.digest();
+        self.look(move |database| {
+            let transaction = database.begin_read().map_err(down)?;
+            let requests = transaction.open_table(REQUESTS).map_err(down)?;
+            let row = requests.get((&digest.0, request.0.as_bytes())).map_err(down)?;
+            let Some(row) = row else { return Ok(None) };
+            let known: Request = decode(row.value(), || named(&digest.0))?;
+            Ok(Some(known.start))
         })
         .await
     }

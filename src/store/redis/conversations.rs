@@ -192,6 +192,20 @@ impl ConversationLog for Redis {
         Ok(Page { events, active })
     }
 
+    async fn find(
+        &self,
+        key: &ConversationKey,
+        request: RequestId,
+    ) -> Result<Option<Sequence>, Error> {
+        let keys = self.conversation_keys(key);
+        let names = [keys.request(request)];
+        let reply = self.call(Operation::Find, &keys, &names, &[], false).await?;
+        if reply.text(1)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Sequence(reply.number(1)?)))
+    }
+
     async fn history(
         &self,
         key: &ConversationKey,

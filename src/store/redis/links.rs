@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    connect::{Connection, Connector, Driver, Failure},
+    connect::{Connection, Connector, Failure},
     facts::Facts,
     metrics::Metrics,
 };
@@ -278,14 +278,19 @@ impl Links {
             match connection {
                 Ok(connection) => {
                     if told {
+                        self.metrics.reconnects.inc();
                         info!(address = %connection.address, "the store is connected again");
                     }
                     told = true;
+                    let since = Instant::now();
                     let why = self.use_up(link, connection).await;
                     warn!(why, "the store's connection is lost");
-                    self.metrics.reconnects.inc();
                     let _ = link.current.send_replace(Err(why));
                     self.report();
+                    // A server that takes connections only to close them must not be hammered.
+                    if since.elapsed() < RETRY {
+                        tokio::time::sleep(RETRY).await;
+                    }
                 }
                 Err(Failure::Down(why) | Failure::Refused(why)) => {
                     if link.connection().is_err_and(|before| before != why) {
@@ -306,7 +311,7 @@ impl Links {
         let _ = link.current.send_replace(Ok(commands.clone()));
         self.report();
         tokio::select! {
-            () = driven(driver) => format!("{address} has closed the connection"),
+            () = driver => format!("{address} has closed the connection"),
             why = doubt(link, commands, &address) => why,
         }
     }
@@ -324,10 +329,6 @@ impl Links {
     fn lock(&self) -> MutexGuard<'_, HashMap<Target, Arc<Link>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn driven(driver: Driver) {
-    driver.await;
 }
 
 /// Looks at the server from time to time, and when it is suspected, until it will not do any more.

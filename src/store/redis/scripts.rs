@@ -18,6 +18,7 @@ pub(super) enum Operation {
     Cancel,
     Reap,
     Read,
+    Find,
     History,
     Teach,
     Learn,
@@ -25,13 +26,14 @@ pub(super) enum Operation {
 
 impl Operation {
     /// Each, in order.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Begin,
         Self::Append,
         Self::Post,
         Self::Cancel,
         Self::Reap,
         Self::Read,
+        Self::Find,
         Self::History,
         Self::Teach,
         Self::Learn,
@@ -45,6 +47,7 @@ impl Operation {
             Self::Cancel => "cancel",
             Self::Reap => "reap",
             Self::Read => "read",
+            Self::Find => "find",
             Self::History => "history",
             Self::Teach => "teach",
             Self::Learn => "learn",
@@ -52,7 +55,7 @@ impl Operation {
     }
 
     pub(super) fn writes(self) -> bool {
-        !matches!(self, Self::Read | Self::History | Self::Learn)
+        !matches!(self, Self::Read | Self::Find | Self::History | Self::Learn)
     }
 
     pub(super) fn text(self) -> &'static str {
@@ -63,6 +66,7 @@ impl Operation {
             Self::Cancel => include_str!("cancel.lua"),
             Self::Reap => include_str!("reap.lua"),
             Self::Read => include_str!("read.lua"),
+            Self::Find => include_str!("find.lua"),
             Self::History => include_str!("history.lua"),
             Self::Teach => include_str!("teach.lua"),
             Self::Learn => include_str!("learn.lua"),

@@ -120,6 +120,15 @@ impl Server {
         tokio::time::timeout(LONG, up).await.expect("a start")
     }
 
+    /// Waits until the replica has everything. A WAIT would not tell: it is about the writes of its own
+    /// connection, and a new one has none.
+    pub(super) async fn has_all_of(&self, primary: &Self) {
+        primary.until(&["INFO", "replication"], "state=online").await;
+        let marker = uuid::Uuid::new_v4().to_string();
+        primary.ask(&["SET", "marker", &marker]).await;
+        self.until(&["GET", "marker"], &marker).await;
+    }
+
     pub(super) async fn ask(&self, command: &[&str]) -> Value {
         try_ask(self.port, command).await.expect("a reply")
     }
