@@ -6,7 +6,10 @@ use chatbot::pb::chatbot::v1::{
     ChatRequest, Engine, FinishReason, chatbot_client::ChatbotClient, event::Event as Body,
 };
 use serde_json::{Value, json};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 use uuid::Uuid;
 
 use crate::upstream::{FIRST, Script, TOKEN, now};
@@ -63,30 +66,30 @@ impl Way {
     }
 
     /// Asks, as the stream of this number, and hears the answer to its end.
-    pub(crate) async fn ask(&self, number: usize, script: Script) -> Answer {
+    pub(crate) async fn ask(&self, number: usize, script: Script) -> Result<Answer, Status> {
         let mut answer = Answer::new(script);
         match self {
             Self::Completions { http, url } => completions(http, url, &mut answer).await,
             Self::Chat(clients) => {
                 let client = clients[number % clients.len()].clone();
-                Box::pin(chat(client, &mut answer)).await;
+                Box::pin(chat(client, &mut answer)).await?;
             }
         }
         assert_eq!(answer.tokens(), script.tokens, "the answer is whole");
-        answer
+        Ok(answer)
     }
 }
 
-async fn chat(mut client: ChatbotClient<Channel>, answer: &mut Answer) {
+async fn chat(mut client: ChatbotClient<Channel>, answer: &mut Answer) -> Result<(), Status> {
     let request = ChatRequest {
         query: answer.script.to_string(),
         request_id: Uuid::new_v4().to_string(),
         engine: Engine::Generative.into(),
         ..ChatRequest::default()
     };
-    let mut stream = client.chat(request).await.expect("a stream").into_inner();
+    let mut stream = client.chat(request).await?.into_inner();
     let mut finish = None;
-    while let Some(response) = stream.message().await.expect("no error") {
+    while let Some(response) = stream.message().await? {
         match response.event.and_then(|event| event.event) {
             Some(Body::TextDelta(text)) => answer.hear(&text),
             Some(Body::TurnCompleted(end)) => finish = Some(end.finish_reason()),
@@ -94,6 +97,7 @@ async fn chat(mut client: ChatbotClient<Channel>, answer: &mut Answer) {
         }
     }
     assert_eq!(finish, Some(FinishReason::Stop));
+    Ok(())
 }
 
 /// As simple as a client can be that checks what it gets.
@@ -138,7 +142,7 @@ impl Answer {
     }
 
     fn tokens(&self) -> u32 {
-        let more = self.bytes.saturating_sub(FIRST) / TOKEN.len();
+        let more = self.bytes.saturating_sub(FIRST) / TOKEN;
         u32::try_from(more + usize::from(self.bytes >= FIRST)).expect("few")
     }
 

@@ -20,11 +20,14 @@
 //!   50 at a time, where each token is an event of its own and nothing can be done for several at once.
 //! * **streams**: 1,000 at a time with 20 tokens a second each, for N seconds (30 without the flag). The
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
-//!   that of the first. Clients, upstream and Redis work on the same processors.
+//!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: a
+//!   processor does a tenth of it there.
+//! * **overload** (`overload.rs`): ten times as many clients as there are slots.
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
 mod ask;
+mod overload;
 mod process;
 mod upstream;
 
@@ -35,6 +38,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::time::{sleep, sleep_until};
+use tonic::Status;
 
 use crate::{
     ask::{Answer, Way},
@@ -46,6 +50,8 @@ use crate::{
 const UPSTREAM: &str = "be-the-upstream";
 /// Streams at a time.
 const STREAMS: usize = 1_000;
+/// More slots than streams: admission is the last table's subject.
+const SLOTS: &str = "engine.max_generations=2000";
 /// From a token to the next where there is a pace.
 const GAP: Duration = Duration::from_millis(50);
 /// How long the streams take to begin: they neither begin together nor speak together.
@@ -84,6 +90,7 @@ fn main() {
         first_texts(&field, time).await;
         costs(&field, time).await;
         streams(&field, time).await;
+        overload::overload(&field.upstream, time / 2).await;
     }));
 }
 
@@ -104,7 +111,7 @@ impl Field {
         let mut contestants =
             vec![Contestant::new("upstream itself", None, &upstream.address, false).await];
         for (name, store) in stores {
-            let process = Process::service(&store, &upstream, &[]);
+            let process = Process::service(&store, &upstream, &[SLOTS]);
             let address = process.address.clone();
             contestants.push(Contestant::new(name, Some(process), &address, true).await);
         }
@@ -177,14 +184,14 @@ async fn first_texts(field: &Field, time: Duration) {
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); field.contestants.len()];
     for contestant in &field.contestants {
         for _ in 0..20 {
-            contestant.way.ask(0, script).await;
+            contestant.way.ask(0, script).await.expect("an answer");
         }
     }
     let until = Instant::now() + time;
     while Instant::now() < until {
         // By turns, so that a noisy moment meets all of them.
         for (contestant, times) in field.contestants.iter().zip(&mut times) {
-            let answer = contestant.way.ask(0, script).await;
+            let answer = contestant.way.ask(0, script).await.expect("an answer");
             times.push(answer.first.expect("text").as_secs_f64() * 1e3);
         }
     }
@@ -216,7 +223,8 @@ async fn drive(
         sleep(ramp * number / streams).await;
         let (mut answers, mut pieces) = (0, 0);
         while answers == 0 || Instant::now() < until {
-            pieces += way.ask(number as usize, script).await.pieces;
+            let answer = way.ask(number as usize, script).await;
+            pieces += answer.expect("an answer").pieces;
             answers += 1;
         }
         (f64::from(answers) * f64::from(script.tokens), f64_of(pieces))
@@ -284,7 +292,7 @@ async fn streams(field: &Field, time: Duration) {
     );
     let mut readings = Vec::new();
     for contestant in &field.contestants {
-        // One that keeps up with a twentieth of it by a whole processor is not asked for all.
+        // A proxy whose processor does a tenth of it is not asked for all.
         if contestant.process.is_some() && !contestant.chats {
             continue;
         }
@@ -295,8 +303,8 @@ async fn streams(field: &Field, time: Duration) {
             async move {
                 sleep_until(begun + RAMP * number / 1_000).await;
                 let start = Instant::now();
-                let answer = way.ask(number as usize, script).await;
-                (answer, start.elapsed())
+                let answer = way.ask(number as usize, script).await?;
+                Ok((answer, start.elapsed()))
             }
         };
         let meter = async {
@@ -307,7 +315,15 @@ async fn streams(field: &Field, time: Duration) {
         };
         let all = join_all((0..u32::try_from(STREAMS).expect("few")).map(stream));
         let (answers, reading) = tokio::join!(all, meter);
-        print_lags(contestant.name, &answers);
+        let (answers, broken): (Vec<_>, Vec<Result<_, Status>>) =
+            answers.into_iter().partition(Result::is_ok);
+        if let Some(Err(status)) = broken.first() {
+            println!("{}: {} broken, such as {status}", contestant.name, broken.len());
+        }
+        let answers: Vec<_> = answers.into_iter().flatten().collect();
+        if !answers.is_empty() {
+            print_lags(contestant.name, &answers);
+        }
         readings.push((contestant.name, reading));
     }
     println!("\nprocessors used while all {STREAMS} streams run");

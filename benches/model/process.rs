@@ -132,11 +132,15 @@ impl Process {
         let (sender, found) = mpsc::sync_channel(1);
         // It reads to the end: a log that nobody reads would stop the program.
         thread::spawn(move || {
+            let mut warnings = 0;
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if let Some((_, address)) = line.split_once("serving address=") {
                     let _ = sender.try_send(address.trim().to_owned());
                 } else if line.contains("WARN") || line.contains("ERROR") {
-                    println!("{line}");
+                    warnings += 1;
+                    if warnings <= 3 {
+                        println!("{line}");
+                    }
                 }
             }
         });

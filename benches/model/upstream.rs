@@ -21,8 +21,10 @@ use tokio::{
 
 /// The first token: when the question was received and when this was sent, in microseconds since 1970.
 pub(crate) const FIRST: usize = 16 + 1 + 16 + 1;
-/// Every other token.
-pub(crate) const TOKEN: &str = " tok";
+/// The others, by turns: LiteLLM gives up a model that says the same a hundred times.
+const TOKENS: [&str; 2] = [" tok", " ens"];
+/// The length of each.
+pub(crate) const TOKEN: usize = 4;
 
 /// How an answer goes.
 #[derive(Debug, Clone, Copy)]
@@ -132,12 +134,12 @@ async fn answer(stream: &mut TcpStream, received: u64, script: Script) -> io::Re
     let (start, sent) = (Instant::now(), now());
     let first = json!({"content": format!("{received:016}:{sent:016} ")});
     stream.write_all(&delta(&first, &Value::Null)).await?;
-    let token = delta(&json!({"content": TOKEN}), &Value::Null);
+    let tokens = TOKENS.map(|token| delta(&json!({"content": token}), &Value::Null));
     for n in 1..script.tokens {
         if !script.gap.is_zero() {
             sleep_until(start + script.gap * n).await;
         }
-        stream.write_all(&token).await?;
+        stream.write_all(&tokens[n as usize % TOKENS.len()]).await?;
     }
     let mut end = delta(&json!({}), &json!("stop"));
     let usage = json!({"prompt_tokens": 7, "completion_tokens": script.tokens, "total_tokens": 7 + script.tokens});
