@@ -122,7 +122,14 @@ impl App {
         let http1 = !config.web.allowed_origins.is_empty();
         let tls = config.tls.as_ref().map(|files| net::Tls::load(files, http1)).transpose()?;
         let limits = &config.server.connections;
-        let budget = net::Budget::plan(limit.soft, net::fds::open(), ops_slots, limits.max)?;
+        let upstream = config.upstream.as_ref().map_or(0, |_| config.engine.max_generations);
+        let budget = net::Budget::plan(
+            limit.soft,
+            net::fds::open(),
+            ops_slots,
+            u64::try_from(upstream)?,
+            limits.max,
+        )?;
         budget.register(&mut registry);
         info!(?budget, "descriptor budget");
         let server = net::Server::new(

@@ -227,10 +227,11 @@ impl Turns {
             Err(refusal) => refusal,
         };
         // What was begun before is only read, and that costs nothing of what is short.
-        match log.find(key, begin.message.request).await? {
-            Some(_) => Ok(Admitted { slot: None, counted: false }),
-            None => Err(refusal.into()),
+        if log.find(key, begin.message.request).await?.is_some() {
+            return Ok(Admitted { slot: None, counted: false });
         }
+        admission.refused(refusal);
+        Err(refusal.into())
     }
 
     async fn claim(

@@ -21,6 +21,8 @@ pub struct Budget {
     pub open: u64,
     /// For the store.
     pub store: u64,
+    /// For the model's server: a connection for each generation.
+    pub upstream: u64,
     /// For probes and scrapers.
     pub ops: u64,
     /// For everything else: files that are read again, names that are looked up, spans that leave.
@@ -43,17 +45,24 @@ pub struct TooLow {
 }
 
 impl Budget {
-    /// Plans with `limit` descriptors, of which `open` are open and the ops port takes at most `ops`.
-    pub fn plan(limit: u64, open: u64, ops: u64, configured: Option<u32>) -> Result<Self, TooLow> {
+    /// Plans with `limit` descriptors, of which `open` are open, and of which the ops port takes at most
+    /// `ops` and the model's server at most `upstream`.
+    pub fn plan(
+        limit: u64,
+        open: u64,
+        ops: u64,
+        upstream: u64,
+        configured: Option<u32>,
+    ) -> Result<Self, TooLow> {
         // An eighth, within bounds: a small limit is small for a reason, a large one needs no more.
         let reserve = (limit / 8).clamp(8, 64);
-        let kept = STORE + ops + reserve;
+        let kept = STORE + ops + upstream + reserve;
         let left = limit.saturating_sub(open + kept);
         if left < FLOOR {
             return Err(TooLow { limit, open, kept, left });
         }
         let connections = configured.map_or(left, |configured| left.min(configured.into()));
-        Ok(Self { limit, open, store: STORE, ops, reserve, connections })
+        Ok(Self { limit, open, store: STORE, upstream, ops, reserve, connections })
     }
 
     /// Exports every term.
@@ -62,6 +71,7 @@ impl Budget {
         for (name, help, value) in [
             ("open", "Descriptors open at start", self.open),
             ("store", "Descriptors kept for the store", self.store),
+            ("upstream", "Descriptors kept for the model's server", self.upstream),
             ("ops", "Descriptors kept for the ops port", self.ops),
             ("reserve", "Descriptors kept for other uses", self.reserve),
             ("connections", "Connections that there may be", self.connections),
@@ -79,7 +89,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_for_connections() {
-        let budget = Budget::plan(1024, 20, 64, None).expect("enough");
+        let budget = Budget::plan(1024, 20, 64, 0, None).expect("enough");
         assert_eq!(budget.connections, 1024 - 20 - 64 - 64 - 2);
         let spent = budget.open + budget.store + budget.ops + budget.reserve + budget.connections;
         assert_eq!(spent, budget.limit);
@@ -88,15 +98,15 @@ mod tests {
     #[test]
     fn the_setting_lowers_the_number_and_cannot_raise_it() {
         let planned =
-            |configured| Budget::plan(1024, 20, 64, configured).expect("enough").connections;
+            |configured| Budget::plan(1024, 20, 64, 0, configured).expect("enough").connections;
         assert_eq!(planned(Some(100)), 100);
         assert_eq!(planned(Some(1_000_000)), planned(None));
     }
 
     #[test]
     fn a_small_limit_is_enough_and_a_tiny_one_is_refused_with_its_terms() {
-        assert!(Budget::plan(64, 20, 8, None).expect("enough").connections >= FLOOR);
-        let refused = Budget::plan(40, 20, 8, None).expect_err("too low").to_string();
+        assert!(Budget::plan(64, 20, 8, 0, None).expect("enough").connections >= FLOOR);
+        let refused = Budget::plan(40, 20, 8, 0, None).expect_err("too low").to_string();
         assert!(
             refused.contains("limit of 40 leaves room for 2 connections (20 are open"),
             "{refused}"

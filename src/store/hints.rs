@@ -60,7 +60,7 @@ impl Hints {
         self.count(conversation, |count| count.grown += 1);
     }
 
-    /// The conversation's turn was asked to stop.
+    /// The conversation's turn was asked to stop, or may have been.
     pub(super) fn cancelled(&self, conversation: ConversationDigest) {
         self.count(conversation, |count| count.cancels += 1);
     }
@@ -100,7 +100,7 @@ impl Hint {
         let _ = self.receiver.changed().await;
     }
 
-    /// How often the turn was asked to stop since the first subscription.
+    /// How often the turn was asked to stop, or may have been, since the first subscription.
     pub fn cancels(&self) -> u64 {
         self.receiver.borrow().cancels
     }

@@ -118,7 +118,6 @@ impl Admission {
         bucket.at = now;
         if bucket.turns < 1.0 {
             let wait = Duration::from_secs_f64((1.0 - bucket.turns) / rate);
-            self.metrics.refused("rate_limited");
             return Err(Refusal::RateLimited(spread(wait)));
         }
         bucket.turns -= 1.0;
@@ -144,13 +143,13 @@ impl Admission {
         let waiting = Waiting::join(self);
         // A queue longer than the slots is no burst.
         if waiting.position > self.quota.slots || waiting.estimate() > limit {
-            return Err(self.overloaded(waiting.estimate()));
+            return Err(waiting.refusal());
         }
         let permit = timeout(limit, Arc::clone(&self.slots).acquire_owned()).await;
         self.metrics.waited.observe(start.elapsed().as_secs_f64());
         match permit {
             Ok(Ok(permit)) => Ok(self.hold(permit)),
-            Ok(Err(_)) | Err(_) => Err(self.overloaded(waiting.estimate())),
+            Ok(Err(_)) | Err(_) => Err(waiting.refusal()),
         }
     }
 
@@ -166,9 +165,13 @@ impl Admission {
         Slot { _permit: permit, since: Instant::now(), held: Arc::clone(&self.held), in_use }
     }
 
-    fn overloaded(&self, estimate: Duration) -> Refusal {
-        self.metrics.refused("overloaded");
-        Refusal::Overloaded(spread(estimate))
+    /// Counts a refusal that the caller is told.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::RateLimited(_) => "rate_limited",
+            Refusal::Overloaded(_) => "overloaded",
+        };
+        self.metrics.refused.get_or_create(&Reason { reason }).inc();
     }
 }
 
@@ -206,6 +209,10 @@ impl<'a> Waiting<'a> {
     fn estimate(&self) -> Duration {
         let held = *self.admission.held.lock().unwrap_or_else(PoisonError::into_inner);
         Duration::from_secs_f64(held * self.position as f64 / self.admission.quota.slots as f64)
+    }
+
+    fn refusal(&self) -> Refusal {
+        Refusal::Overloaded(spread(self.estimate()))
     }
 }
 
@@ -257,10 +264,6 @@ impl Metrics {
         );
         registry.register("refused", "Turns that were refused", metrics.refused.clone());
         metrics
-    }
-
-    fn refused(&self, reason: &'static str) {
-        self.refused.get_or_create(&Reason { reason }).inc();
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+mod admission;
 mod answers;
 mod auth;
 mod conversations;

@@ -105,7 +105,8 @@ impl Subscriber {
                 commands.subscribe(channels(prefix, part)).await?;
                 for conversation in part {
                     subscribed.insert(*conversation);
-                    self.hints.grown(*conversation);
+                    // What was said until now was not heard, a request to stop included.
+                    self.hints.cancelled(*conversation);
                 }
             }
             for part in left.chunks(CHANNELS) {
