@@ -18,9 +18,10 @@ doc: ## the documentation builds, without a broken link
 test: ## the README's test command
 	cargo test
 
-bench: ## search, the log, memory of idle connections, probes under load; no step of CI, since machines are noisy
+bench: ## search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
 	cargo bench --bench search
 	cargo bench --bench log
+	cargo bench --features jemalloc --bench model
 	cargo bench --features jemalloc --bench idle
 	cargo bench --bench probe -- --seconds 20
 
