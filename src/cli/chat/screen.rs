@@ -1,0 +1,148 @@
+//! What the user sees of an answer: each character once, whatever happened on its way.
+//!
+//! Standard output has the answers and nothing else. Notes go to standard error, dim where that is a
+//! terminal; they never stand on a line with text where both are the same terminal.
+
+use std::io::{IsTerminal as _, Write as _};
+
+/// The two outputs.
+#[derive(Debug)]
+pub(super) struct Screen {
+    answer: Answer,
+    /// Both outputs are terminals, most likely the same one.
+    shared: bool,
+    dim: bool,
+}
+
+/// The text of one answer, as far as it is known and shown.
+#[derive(Debug, Default)]
+struct Answer {
+    shown: String,
+    /// What was heard since the answer began again; `None` if it did not.
+    heard_again: Option<String>,
+}
+
+impl Answer {
+    fn add(&mut self, text: &str) -> String {
+        let Some(again) = &mut self.heard_again else {
+            self.shown.push_str(text);
+            return text.to_owned();
+        };
+        again.push_str(text);
+        let again = std::mem::take(again);
+        if self.shown.starts_with(&again) {
+            self.heard_again = Some(again);
+            return String::new();
+        }
+        // Past what was shown, or another text.
+        self.heard_again = None;
+        self.whole(&again)
+    }
+
+    fn restart(&mut self) {
+        self.heard_again = Some(String::new());
+    }
+
+    /// What is missing of `text`, which is all of it; or, where something else was shown, all of it on a
+    /// line of its own.
+    fn whole(&mut self, text: &str) -> String {
+        let missing = match text.strip_prefix(&self.shown) {
+            Some(rest) => rest.to_owned(),
+            None => format!("\n{text}"),
+        };
+        text.clone_into(&mut self.shown);
+        missing
+    }
+}
+
+impl Screen {
+    pub(super) fn new() -> Self {
+        let dim = std::io::stderr().is_terminal();
+        let shared = dim && std::io::stdout().is_terminal();
+        Self { answer: Answer::default(), shared, dim: dim && std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.answer = Answer::default();
+    }
+
+    /// The next piece.
+    pub(super) fn add(&mut self, text: &str) {
+        let text = self.answer.add(text);
+        show(&text);
+    }
+
+    /// The text comes again from its beginning.
+    pub(super) fn restart(&mut self) {
+        self.answer.restart();
+    }
+
+    /// All of it.
+    pub(super) fn whole(&mut self, text: &str) {
+        let text = self.answer.whole(text);
+        show(&text);
+    }
+
+    pub(super) fn end(&self) {
+        if !self.answer.shown.is_empty() && !self.answer.shown.ends_with('\n') {
+            show("\n");
+        }
+    }
+
+    /// Something about the answer.
+    #[expect(clippy::print_stderr, reason = "this is where it belongs")]
+    pub(super) fn note(&self, text: &str) {
+        let shown = &self.answer.shown;
+        let (before, after) = if !self.shared || shown.is_empty() || shown.ends_with('\n') {
+            ("", "\n")
+        } else {
+            // The cursor goes back to where the text was: saved, a line down, restored. A terminal that
+            // scrolls in between would lose the place, so the text's own line is told again instead.
+            ("\n", "\n")
+        };
+        let (dim, plain) = if self.dim { ("\u{1b}[2m", "\u{1b}[0m") } else { ("", "") };
+        eprint!("{before}{dim}{text}{plain}{after}");
+    }
+}
+
+/// A reader that went away ends the next question, not this one.
+fn show(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a sequence of calls shows.
+    #[test]
+    fn an_answer_that_begins_again_is_shown_once() {
+        let mut answer = Answer::default();
+        let mut shown = answer.add("one ") + &answer.add("two ");
+        answer.restart();
+        for piece in ["one ", "two ", "three"] {
+            shown += &answer.add(piece);
+        }
+        shown += &answer.whole("one two three.");
+        assert_eq!(shown, "one two three.");
+    }
+
+    #[test]
+    fn another_answer_is_shown_whole_on_a_line_of_its_own() {
+        let mut answer = Answer::default();
+        let mut shown = answer.add("one ");
+        answer.restart();
+        shown += &answer.add("other ");
+        shown += &answer.add("text");
+        shown += &answer.whole("other text");
+        assert_eq!(shown, "one \nother text");
+    }
+
+    #[test]
+    fn pieces_that_were_missed_are_told_by_the_whole() {
+        let mut answer = Answer::default();
+        assert_eq!(answer.whole("all"), "all");
+        assert_eq!(answer.whole("all"), "");
+    }
+}
