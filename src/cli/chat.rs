@@ -171,7 +171,6 @@ async fn answer(
     screen.begin();
     let mut turn = conversation.ask(question);
     let mut stopped = false;
-    // Made when it is needed; dropped with the turn, whose end it waits for.
     loop {
         let told = tokio::select! {
             told = turn.next() => told?,

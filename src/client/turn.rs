@@ -59,6 +59,7 @@ impl Conversation {
             state: State::Waiting(None),
             is_lost: false,
             is_over: false,
+            to_cancel: false,
             told: VecDeque::new(),
         }
     }
@@ -100,6 +101,8 @@ pub struct Turn<'a> {
     is_lost: bool,
     /// Whether the terminal event was told.
     is_over: bool,
+    /// It is to be stopped as soon as its conversation is known.
+    to_cancel: bool,
     told: VecDeque<Told>,
 }
 
@@ -132,12 +135,19 @@ impl Turn<'_> {
     }
 
     /// Stops the answer. Its terminal event comes as for any other.
-    pub async fn cancel(&self) -> Result<(), Error> {
-        // Nothing is known of the conversation before its first event; then there is nothing to stop yet.
-        if self.request.conversation_id.is_empty() && self.conversation.id.is_empty() {
-            return Ok(());
+    pub async fn cancel(&mut self) -> Result<(), Error> {
+        self.to_cancel = true;
+        self.cancel_if_known().await
+    }
+
+    /// The first event of a new conversation tells its id, without which nothing can be stopped.
+    async fn cancel_if_known(&mut self) -> Result<(), Error> {
+        let Conversation { client, id, .. } = &*self.conversation;
+        if self.to_cancel && !id.is_empty() {
+            client.cancel_turn(id, self.id()).await?;
+            self.to_cancel = false;
         }
-        self.conversation.client.cancel_turn(&self.conversation.id, self.id()).await
+        Ok(())
     }
 
     async fn next_unlimited(&mut self) -> Result<Option<Told>, Error> {
@@ -145,6 +155,9 @@ impl Turn<'_> {
         loop {
             if let Some(told) = self.told.pop_front() {
                 return Ok(Some(told));
+            }
+            if !self.is_over {
+                self.cancel_if_known().await?;
             }
             match &mut self.state {
                 State::Ended => return Ok(None),

@@ -93,15 +93,12 @@ impl Screen {
     #[expect(clippy::print_stderr, reason = "this is where it belongs")]
     pub(super) fn note(&self, text: &str) {
         let shown = &self.answer.shown;
-        let (before, after) = if !self.shared || shown.is_empty() || shown.ends_with('\n') {
-            ("", "\n")
-        } else {
-            // The cursor goes back to where the text was: saved, a line down, restored. A terminal that
-            // scrolls in between would lose the place, so the text's own line is told again instead.
-            ("\n", "\n")
-        };
+        // The text goes on below the note: moving the cursor back would lose its place where the terminal
+        // scrolls.
+        let free = !self.shared || shown.is_empty() || shown.ends_with('\n');
+        let before = if free { "" } else { "\n" };
         let (dim, plain) = if self.dim { ("\u{1b}[2m", "\u{1b}[0m") } else { ("", "") };
-        eprint!("{before}{dim}{text}{plain}{after}");
+        eprintln!("{before}{dim}{text}{plain}");
     }
 }
 
