@@ -120,7 +120,8 @@ impl Error {
 
     /// The error of a call that is not sent again.
     fn of(status: Status, link: &Link) -> Self {
-        if std::error::Error::source(&status).is_some_and(|cause| cause.is::<tonic::TimeoutExpired>())
+        if std::error::Error::source(&status)
+            .is_some_and(|cause| cause.is::<tonic::TimeoutExpired>())
         {
             return Self::Limit;
         }

@@ -87,12 +87,8 @@ impl Link {
             .collect::<Result<Vec<_>, _>>()?;
         let first = endpoints.first().ok_or_else(|| Error::Options("no address".to_owned()))?;
         let current = Current { generation: 0, channel: first.connect_lazy() };
-        let link = Self {
-            current: Mutex::new(current),
-            endpoints,
-            token: Mutex::default(),
-            credential,
-        };
+        let link =
+            Self { current: Mutex::new(current), endpoints, token: Mutex::default(), credential };
         // A token that cannot be read is a mistake of the options, and told now.
         link.token()?;
         Ok(link)
@@ -192,11 +188,8 @@ fn endpoint(
 ) -> Result<Endpoint, Error> {
     let invalid = |_| Error::Options(format!("{address:?} is no address, write HOST:PORT"));
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let uri = if address.contains("://") {
-        address.to_owned()
-    } else {
-        format!("{scheme}://{address}")
-    };
+    let uri =
+        if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
     let secure = uri.starts_with("https://");
     let endpoint = Endpoint::from_shared(uri)
         .map_err(invalid)?

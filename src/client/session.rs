@@ -143,10 +143,8 @@ impl Session {
     async fn join(&mut self) -> Result<(), Error> {
         let silence = self.client.options.silence;
         let (says, said) = mpsc::channel(ON_THE_WAY);
-        let join = Join {
-            conversation_id: self.conversation.clone(),
-            resume_token: self.token.clone(),
-        };
+        let join =
+            Join { conversation_id: self.conversation.clone(), resume_token: self.token.clone() };
         // The channel is new, so there is room.
         let _ = says.try_send(ConverseRequest { request: Some(Say::Join(join)) });
         let request = self.client.link.request(ReceiverStream::new(said))?;

@@ -110,7 +110,10 @@ pub struct Turn<'a> {
 enum State {
     /// Nothing is open; not before this time.
     Waiting(Option<Instant>),
-    Open { stream: Box<Streaming<ChatResponse>>, generation: u64 },
+    Open {
+        stream: Box<Streaming<ChatResponse>>,
+        generation: u64,
+    },
     Ended,
 }
 
@@ -234,8 +237,7 @@ impl Turn<'_> {
         if self.conversation.id.is_empty() {
             self.conversation.id.clone_from(&event.conversation_id);
         }
-        self.is_over =
-            matches!(event.event, Some(Body::TurnCompleted(_) | Body::TurnFailed(_)));
+        self.is_over = matches!(event.event, Some(Body::TurnCompleted(_) | Body::TurnFailed(_)));
         self.told.push_back(Told::Event(event));
         Ok(())
     }

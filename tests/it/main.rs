@@ -5,6 +5,7 @@
 
 mod answers;
 mod auth;
+mod client;
 mod conversations;
 mod crash_matrix;
 mod frames;
@@ -12,6 +13,7 @@ mod health;
 mod hostile;
 mod layers;
 mod model;
+mod peer;
 mod peers;
 mod process;
 mod proxy;
@@ -21,6 +23,7 @@ mod replica;
 mod scripted;
 mod support;
 mod teaching;
+mod terminal;
 mod tls;
 mod transcripts;
 mod upstream;

@@ -59,7 +59,11 @@ impl Screen {
     pub(super) fn new() -> Self {
         let dim = std::io::stderr().is_terminal();
         let shared = dim && std::io::stdout().is_terminal();
-        Self { answer: Answer::default(), shared, dim: dim && std::env::var_os("NO_COLOR").is_none() }
+        Self {
+            answer: Answer::default(),
+            shared,
+            dim: dim && std::env::var_os("NO_COLOR").is_none(),
+        }
     }
 
     pub(super) fn begin(&mut self) {
