@@ -121,7 +121,7 @@ impl Error {
     /// The error of a call that is not sent again.
     fn of(status: Status, link: &Link) -> Self {
         if std::error::Error::source(&status)
-            .is_some_and(|cause| cause.is::<tonic::TimeoutExpired>())
+            .is_some_and(|cause| matches!(cause.downcast_ref(), Some(tonic::TimeoutExpired(()))))
         {
             return Self::Limit;
         }
@@ -293,6 +293,15 @@ impl Client {
             }
             sleep_until(at).await;
         }
+    }
+}
+
+/// What happened to a stream, for people.
+fn why(status: &Status) -> String {
+    match Fate::of(status) {
+        Fate::Answered => status.message().to_owned(),
+        Fate::NotConnected => format!("no connection ({})", channel::root_cause(status)),
+        Fate::Unsent | Fate::NotProcessed | Fate::Ambiguous => "connection lost".to_owned(),
     }
 }
 

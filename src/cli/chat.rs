@@ -192,11 +192,11 @@ async fn answer(
         let event = match told {
             Some(Told::Event(event)) => event,
             Some(Told::Lost(lost)) => {
-                screen.note(&format!("connection lost ({}), resuming…", lost.why));
+                screen.begin_note(&format!("{}, resuming…", lost.why));
                 continue;
             }
             Some(Told::Resumed) => {
-                screen.note("resumed");
+                screen.done("resumed");
                 continue;
             }
             Some(Told::Restarted) => {

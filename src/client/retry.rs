@@ -83,9 +83,17 @@ impl Retry {
         let fate = Fate::of(status);
         match fate {
             Fate::Answered => {
-                let wait = answered(status, idempotent)?;
+                let word = Word::of(status);
+                if word == Word::Never || !idempotent {
+                    return None;
+                }
                 self.failures += 1;
-                let at = now + wait.unwrap_or_else(|| self.wait());
+                let wait = match word {
+                    // Not before its time; and those who were told the same do not come at once.
+                    Word::After(wait) => wait.mul_f64(1.0 + random() / 5.0),
+                    Word::Never | Word::Sometime => self.wait(),
+                };
+                let at = now + wait;
                 // A server that leaves, or has no log, is not the only one. One without room for this
                 // caller is none the better for a new connection.
                 let elsewhere = status.code() == Code::Unavailable;
@@ -133,23 +141,30 @@ impl Retry {
     }
 }
 
-/// Whether a call that the server has refused may be sent again, and after which time, if the server
-/// says. It is the server's word that none of it was done, or that a repetition is recognised.
-fn answered(status: &Status, idempotent: bool) -> Option<Option<Duration>> {
-    if !idempotent || is_end_of_turn(status) {
-        return None;
-    }
-    let wait = match status.metadata().get(PUSHBACK) {
-        Some(value) => {
-            let value = value.to_str().ok().and_then(|value| value.parse().ok());
-            Some(Duration::from_millis(value?))
+/// What a server that has refused a call says about a repetition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Never,
+    /// Not before this time.
+    After(Duration),
+    Sometime,
+}
+
+impl Word {
+    fn of(status: &Status) -> Self {
+        if is_end_of_turn(status) {
+            return Self::Never;
         }
-        None => status.get_details_retry_info().and_then(|retry| retry.retry_delay),
-    };
-    match wait {
-        // Not before its time; and those who were told the same do not come at once.
-        Some(wait) => Some(Some(wait.mul_f64(1.0 + random() / 5.0))),
-        None => (status.code() == Code::Unavailable).then_some(None),
+        if let Some(value) = status.metadata().get(PUSHBACK) {
+            let value = value.to_str().ok().and_then(|value| value.parse().ok());
+            return value.map_or(Self::Never, |value| Self::After(Duration::from_millis(value)));
+        }
+        let told = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+        match told {
+            Some(wait) => Self::After(wait),
+            None if status.code() == Code::Unavailable => Self::Sometime,
+            None => Self::Never,
+        }
     }
 }
 

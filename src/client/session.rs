@@ -17,6 +17,7 @@ use super::{
     Client, Error, Lost, Told, is_position_lost,
     retry::{Again, Retry},
     turn::Order,
+    why,
 };
 use crate::pb::chatbot::v1::{
     ConverseRequest, ConverseResponse, Event, Join, PostMessage, chatbot_client::ChatbotClient,
@@ -248,7 +249,7 @@ impl Session {
         if elsewhere {
             self.client.link.leave(generation);
         }
-        self.wait(status.message().to_owned(), at)
+        self.wait(why(status), at)
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "one of two ways to go on, the other is an end")]

@@ -2,13 +2,14 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use super::{
     Client, Error, Lost, Told, is_position_lost,
     retry::{Again, Retry},
+    why,
 };
 use crate::pb::chatbot::v1::{
     ChatRequest, ChatResponse, Engine, Event, chatbot_client::ChatbotClient, event::Event as Body,
@@ -128,13 +129,11 @@ impl Turn<'_> {
     /// may go on without this client.
     pub async fn next(&mut self) -> Result<Option<Told>, Error> {
         let Some(end) = self.end else { return self.next_unlimited().await };
-        match tokio::time::timeout_at(end, self.next_unlimited()).await {
-            Ok(next) => next,
-            Err(_) => {
-                self.state = State::Ended;
-                Err(Error::Limit)
-            }
+        if let Ok(next) = timeout_at(end, self.next_unlimited()).await {
+            return next;
         }
+        self.state = State::Ended;
+        Err(Error::Limit)
     }
 
     /// Stops the answer. Its terminal event comes as for any other.
@@ -279,7 +278,7 @@ impl Turn<'_> {
         if elsewhere {
             link.leave(generation);
         }
-        self.lost(status.message().to_owned(), at);
+        self.lost(why(&status), at);
         Ok(())
     }
 

@@ -264,20 +264,20 @@ fn event(number: i64, body: Body) -> ChatResponse {
     }
 }
 
-fn delta(number: i64, text: &str) -> Result<ChatResponse, Status> {
-    Ok(event(number, Body::TextDelta(text.to_owned())))
+fn delta(number: i64, text: &str) -> ChatResponse {
+    event(number, Body::TextDelta(text.to_owned()))
 }
 
-fn end(number: i64, text: &str) -> Result<ChatResponse, Status> {
+fn end(number: i64, text: &str) -> ChatResponse {
     let completed = TurnCompleted { text: text.to_owned(), ..TurnCompleted::default() };
-    Ok(event(number, Body::TurnCompleted(completed)))
+    event(number, Body::TurnCompleted(completed))
 }
 
 #[tokio::test]
 async fn a_server_that_says_nothing_is_left_and_its_answer_goes_on_elsewhere() {
     let (frozen, well) = (Peer::start().await, Peer::start().await);
-    frozen.chats(vec![vec![delta(1, "one ")]]);
-    well.chats(vec![vec![delta(2, "two"), end(3, "one two")]]);
+    frozen.chats(vec![(vec![delta(1, "one ")], None)]);
+    well.chats(vec![(vec![delta(2, "two"), end(3, "one two")], None)]);
     let addresses = [frozen.address.to_string(), well.address.to_string()];
     let silence = Duration::from_millis(200);
     let client = Client::new(Options { silence, ..Options::new(addresses) });
@@ -298,9 +298,9 @@ async fn an_unknown_position_begins_again_and_says_so() {
     let unknown = ErrorDetails::with_error_info("RESUME_TOKEN_INVALID", "chatbot.v1.Chatbot", []);
     let unknown = Status::with_error_details(Code::OutOfRange, "unknown", unknown);
     peer.chats(vec![
-        vec![delta(7, "old "), Err(lost)],
-        vec![Err(unknown)],
-        vec![delta(1, "new "), end(2, "new text")],
+        (vec![delta(7, "old ")], Some(lost)),
+        (Vec::new(), Some(unknown)),
+        (vec![delta(1, "new "), end(2, "new text")], None),
     ]);
     let client = client(peer.address);
     let transcript = told(&mut client.conversation(""), "?").await.expect("an answer");
@@ -313,7 +313,7 @@ async fn an_unknown_position_begins_again_and_says_so() {
 #[tokio::test]
 async fn events_out_of_order_are_an_error_and_not_shown() {
     let peer = Peer::start().await;
-    peer.chats(vec![vec![delta(2, "b"), delta(2, "b")]]);
+    peer.chats(vec![(vec![delta(2, "b"), delta(2, "b")], None)]);
     let client = client(peer.address);
     let mut conversation = client.conversation("");
     let mut turn = conversation.ask("?");
@@ -381,7 +381,7 @@ async fn limits_and_patience_end_what_does_not() {
     assert!(matches!(failed, Err(Error::Connect { .. })), "{failed:?}");
 
     let peer = Peer::start().await;
-    peer.chats(vec![vec![delta(1, "one ")]]);
+    peer.chats(vec![(vec![delta(1, "one ")], None)]);
     let limit = Some(Duration::from_millis(200));
     let hurried = Client::new(Options { limit, ..options(peer.address) }).expect("options");
     let mut conversation = hurried.conversation("");

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// What each call gets: the first that is there, then answers.
 type Refusals = Vec<Status>;
 
-/// What a stream gets, one after the other; a stream that has got all stays open.
-pub(crate) type Script = Vec<Result<ChatResponse, Status>>;
+/// What a stream gets, one after the other, and the status it ends with; without one it stays open.
+pub(crate) type Script = (Vec<ChatResponse>, Option<Status>);
 
 #[derive(Debug, Default)]
 struct Plan {
@@ -114,7 +114,7 @@ impl chatbot_server::Chatbot for Service {
         &self,
         request: Request<ChatRequest>,
     ) -> Result<Response<Self::ChatStream>, Status> {
-        let script = {
+        let (events, end) = {
             let mut plan = self.plan.lock().expect("a plan");
             plan.asked.push(request.into_inner());
             if plan.chats.is_empty() {
@@ -122,13 +122,13 @@ impl chatbot_server::Chatbot for Service {
             }
             plan.chats.remove(0)
         };
-        let ends = script.last().is_some_and(Result::is_err);
         let (sender, stream) = mpsc::channel(100);
-        for step in script {
-            sender.send(step).await.expect("room");
+        for event in events {
+            sender.send(Ok(event)).await.expect("room");
         }
-        if !ends {
-            self.open.lock().expect("streams").push(sender);
+        match end {
+            Some(status) => sender.send(Err(status)).await.expect("room"),
+            None => self.open.lock().expect("streams").push(sender),
         }
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -18,7 +18,7 @@ pub(super) enum Line {
 pub(super) struct Lines {
     is_terminal: bool,
     asks: std::sync::mpsc::SyncSender<()>,
-    lines: mpsc::Receiver<Line>,
+    read: mpsc::Receiver<Line>,
     /// A line was asked for and has not come: `next` may be dropped and called again.
     asked: bool,
 }
@@ -26,7 +26,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(is_terminal: bool) -> Self {
         let (asks, asked) = std::sync::mpsc::sync_channel(1);
-        let (sender, lines) = mpsc::channel(1);
+        let (sender, received) = mpsc::channel(1);
         let read = move || {
             let mut reader = Reader::new(is_terminal);
             while asked.recv().is_ok() {
@@ -36,7 +36,7 @@ impl Lines {
             }
         };
         std::thread::spawn(read);
-        Self { is_terminal, asks, lines, asked: false }
+        Self { is_terminal, asks, read: received, asked: false }
     }
 
     pub(super) fn is_terminal(&self) -> bool {
@@ -48,7 +48,7 @@ impl Lines {
             return Line::End;
         }
         self.asked = true;
-        let line = self.lines.recv().await.unwrap_or(Line::End);
+        let line = self.read.recv().await.unwrap_or(Line::End);
         self.asked = false;
         line
     }

@@ -11,7 +11,12 @@ pub(super) struct Screen {
     answer: Answer,
     /// Both outputs are terminals, most likely the same one.
     shared: bool,
-    dim: bool,
+    /// What stands around a note: the codes for dim and plain, or nothing.
+    around: (&'static str, &'static str),
+    /// The answer's last line is not finished.
+    text_open: bool,
+    /// The last note waits for its end.
+    note_open: bool,
 }
 
 /// The text of one answer, as far as it is known and shown.
@@ -57,12 +62,14 @@ impl Answer {
 
 impl Screen {
     pub(super) fn new() -> Self {
-        let dim = std::io::stderr().is_terminal();
-        let shared = dim && std::io::stdout().is_terminal();
+        let is_terminal = std::io::stderr().is_terminal();
+        let dim = is_terminal && std::env::var_os("NO_COLOR").is_none();
         Self {
             answer: Answer::default(),
-            shared,
-            dim: dim && std::env::var_os("NO_COLOR").is_none(),
+            shared: is_terminal && std::io::stdout().is_terminal(),
+            around: if dim { ("\u{1b}[2m", "\u{1b}[0m") } else { ("", "") },
+            text_open: false,
+            note_open: false,
         }
     }
 
@@ -73,7 +80,7 @@ impl Screen {
     /// The next piece.
     pub(super) fn add(&mut self, text: &str) {
         let text = self.answer.add(text);
-        show(&text);
+        self.show(&text);
     }
 
     /// The text comes again from its beginning.
@@ -84,32 +91,64 @@ impl Screen {
     /// All of it.
     pub(super) fn whole(&mut self, text: &str) {
         let text = self.answer.whole(text);
-        show(&text);
+        self.show(&text);
     }
 
-    pub(super) fn end(&self) {
-        if !self.answer.shown.is_empty() && !self.answer.shown.ends_with('\n') {
-            show("\n");
+    pub(super) fn end(&mut self) {
+        if self.text_open {
+            self.show("\n");
         }
     }
 
     /// Something about the answer.
     #[expect(clippy::print_stderr, reason = "this is where it belongs")]
-    pub(super) fn note(&self, text: &str) {
-        let shown = &self.answer.shown;
+    pub(super) fn note(&mut self, text: &str) {
+        self.begin_note(text);
+        self.note_open = false;
+        eprintln!();
+    }
+
+    /// Something that is going on; [`Screen::done`] ends its line.
+    #[expect(clippy::print_stderr, reason = "this is where it belongs")]
+    pub(super) fn begin_note(&mut self, text: &str) {
         // The text goes on below the note: moving the cursor back would lose its place where the terminal
         // scrolls.
-        let free = !self.shared || shown.is_empty() || shown.ends_with('\n');
-        let before = if free { "" } else { "\n" };
-        let (dim, plain) = if self.dim { ("\u{1b}[2m", "\u{1b}[0m") } else { ("", "") };
-        eprintln!("{before}{dim}{text}{plain}");
+        let below_text = self.shared && std::mem::take(&mut self.text_open);
+        if self.note_open || below_text {
+            eprintln!();
+        }
+        eprint!("{}", self.dimmed(text));
+        self.note_open = true;
     }
-}
 
-/// A reader that went away ends the next question, not this one.
-fn show(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    /// How it ended.
+    #[expect(clippy::print_stderr, reason = "this is where it belongs")]
+    pub(super) fn done(&mut self, text: &str) {
+        if std::mem::take(&mut self.note_open) {
+            eprintln!("{}", self.dimmed(&format!(" {text}")));
+        } else {
+            self.note(text);
+        }
+    }
+
+    fn dimmed(&self, text: &str) -> String {
+        let (dim, plain) = self.around;
+        format!("{dim}{text}{plain}")
+    }
+
+    /// A reader that went away ends the next question, not this one.
+    #[expect(clippy::print_stderr, reason = "a note's line is ended")]
+    fn show(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.note_open) {
+            eprintln!();
+        }
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        self.text_open = !text.ends_with('\n');
+    }
 }
 
 #[cfg(test)]
