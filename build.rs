@@ -23,6 +23,8 @@ fn compile(file: &str, descriptor: &str) -> Result<(), Error> {
         .file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join(descriptor), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // A client without the server's parts has no use for traits to serve the contract with.
+    let server = std::env::var_os("CARGO_FEATURE_SERVER").is_some();
+    tonic_prost_build::configure().build_server(server).compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The commands of the binary: one file each.
 
 mod ask;
+mod chat;
 mod client;
 mod config;
 mod health;
@@ -49,6 +50,8 @@ enum Command {
     Health(health::Options),
     /// Ask a server one question
     Ask(ask::Options),
+    /// Talk with a server
+    Chat(chat::Options),
     /// Check or show the settings
     Config(config::Options),
     /// Look into the store
@@ -82,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Serve(options) => serve::run(sources, &options),
         Command::Health(options) => health::run(&sources, options),
         Command::Ask(options) => ask::run(&sources, options),
+        Command::Chat(options) => chat::run(&sources, options),
         Command::Config(options) => config::run(&sources, &options),
         Command::Log(options) => log::run(&sources, options),
     }

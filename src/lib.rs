@@ -13,27 +13,44 @@
 //! | 6 | [`engine`] | how a question becomes an answer |
 //! | 5 | [`knowledge`] | what the bot knows, and the search for it |
 //! | 4 | [`store`], [`net`], [`auth`] | the log; descriptors, listeners, connections; credentials |
-//! | 3 | [`health`], [`lifecycle`], [`telemetry`] | who is ready, who has to end, who can be seen |
+//! | 3 | [`health`], [`lifecycle`], [`telemetry`]; [`client`] | who is ready, who has to end, who can be seen; the other end of the line |
 //! | 2 | [`config`], [`domain`] | raw settings, checked; plain data and its rules |
 //! | 1 | [`error`], [`pb`] | error kinds; generated types |
 //!
-//! Libraries stay in their rooms too: tonic in `rpc`, `health`, `net` and `cli`; tantivy in
+//! Libraries stay in their rooms too: tonic in `rpc`, `client`, `health`, `net` and `cli`; tantivy in
 //! `knowledge`; redb and redis in `store`; jsonwebtoken in `auth`; OpenTelemetry in `telemetry`; reqwest
 //! in `engine`.
 
+#[cfg(feature = "server")]
 pub mod app;
+#[cfg(feature = "server")]
 pub mod auth;
+#[cfg(all(feature = "server", feature = "client"))]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
 pub mod domain;
+#[cfg(feature = "server")]
 pub mod engine;
+#[cfg(feature = "server")]
 pub mod error;
+#[cfg(feature = "server")]
 pub mod health;
+#[cfg(feature = "server")]
 pub mod knowledge;
+#[cfg(feature = "server")]
 pub mod lifecycle;
+#[cfg(feature = "server")]
 pub mod net;
 pub mod pb;
+#[cfg(feature = "server")]
 pub mod rpc;
+#[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
 pub mod turn;

@@ -5,13 +5,12 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
-use tonic::Request;
-use uuid::Uuid;
 
-use super::client::{EXIT_NO, Failure, block_on, connect, local};
+use super::client::{Connection, EXIT_NO, Failure, addresses, block_on};
 use crate::{
+    client::{self, Client, Patience},
     config::Sources,
-    pb::chatbot::v1::{AskRequest, chatbot_client::ChatbotClient},
+    pb::chatbot::v1::AskRequest,
 };
 
 #[derive(Debug, Args)]
@@ -19,9 +18,10 @@ pub(super) struct Options {
     /// The question
     question: String,
 
-    /// The server, HOST:PORT [default: the main port of the settings, on this machine]
-    #[arg(long)]
-    addr: Option<String>,
+    /// The server, HOST:PORT; several are tried in turn [default: the main port of the settings, on this
+    /// machine]
+    #[arg(long, value_name = "HOST:PORT")]
+    addr: Vec<String>,
 
     /// Only answers in this language, such as ko or en [default: any]
     #[arg(long, default_value = "")]
@@ -30,31 +30,34 @@ pub(super) struct Options {
     /// Time for connecting and for the answer
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+
+    #[command(flatten)]
+    connection: Connection,
 }
 
 pub(super) fn run(sources: &Sources, options: Options) -> ExitCode {
-    let address = match options.addr.clone() {
-        Some(address) => address,
-        None => match super::load(sources) {
-            Ok((config, _)) => local(config.server.address),
-            Err(code) => return code,
-        },
-    };
-    block_on(ask(address, options))
+    match addresses(&options.addr, sources) {
+        Ok(addresses) => block_on(ask(addresses, options)),
+        Err(code) => code,
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "this is its output")]
-async fn ask(address: String, options: Options) -> Result<ExitCode, Failure> {
-    let mut client = ChatbotClient::new(connect(&address, options.timeout).await?);
-    let mut request = Request::new(AskRequest {
+async fn ask(addresses: Vec<String>, options: Options) -> Result<ExitCode, Failure> {
+    let client = Client::new(client::Options {
+        connect_timeout: options.timeout,
+        limit: Some(options.timeout),
+        // A test of a deployment has to tell what it finds, not what it finds after a while.
+        patience: Patience { budget: Duration::ZERO, ..Patience::default() },
+        ..options.connection.options(addresses)
+    })?;
+    client.connect().await?;
+    let request = AskRequest {
         query: options.question,
-        request_id: Uuid::new_v4().to_string(),
         language_code: options.language,
         ..AskRequest::default()
-    });
-    request.set_timeout(options.timeout);
-    let response = client.ask(request).await.map_err(Failure::Call)?.into_inner();
-    let answer = response.answer.unwrap_or_default();
+    };
+    let answer = client.ask(request).await?.answer.unwrap_or_default();
     println!("{}", answer.text);
     Ok(if answer.answered { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
 }

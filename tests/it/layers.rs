@@ -13,7 +13,7 @@ fn floors() -> BTreeMap<String, u32> {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let ["//!", floor, modules, ..] = cells[..] else { continue };
         let Ok(floor) = floor.parse() else { continue };
-        for module in modules.split(',') {
+        for module in modules.split([',', ';']) {
             floors.insert(module.trim().trim_matches(['[', ']', '`']).to_owned(), floor);
         }
     }
