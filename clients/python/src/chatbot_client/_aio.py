@@ -27,7 +27,7 @@ class AsyncClient:
 
     def __init__(self, target: str, options: Optional[Options] = None) -> None:
         self.options = options = Options() if options is None else options
-        credentials, arguments = options.credentials(), options.arguments()
+        credentials, arguments = options.credentials(), options.arguments(target)
         self._channel = (
             grpc.aio.insecure_channel(target, arguments)
             if credentials is None

@@ -74,7 +74,7 @@ class Options:
         bearer = None if self.tls is not None else self.bearer()
         return None if bearer is None else [("authorization", bearer)]
 
-    def arguments(self) -> List[Tuple[str, Any]]:
+    def arguments(self, target: str) -> List[Tuple[str, Any]]:
         """Of the channel."""
         config = dict(SERVICE_CONFIG)
         if not self.check_health:
@@ -93,6 +93,10 @@ class Options:
                 ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout * 1000)),
                 ("grpc.http2.max_pings_without_data", 0),
             ]
+        if self.tls is None and target.startswith(("ipv4:", "ipv6:")) and "," in target:
+            # grpcio would send the whole list as the request's authority, which is none: the server's
+            # HTTP/2 refuses such a request with PROTOCOL_ERROR.
+            arguments.append(("grpc.default_authority", "chatbot"))
         if self.tls is not None and self.tls.server_name is not None:
             arguments.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return arguments + list(self.channel)

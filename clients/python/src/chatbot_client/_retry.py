@@ -8,7 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import Callable, Optional
 
+import grpc
+
 from ._errors import Failure, Kind
+
+#: Repetitions of what is not plainly a matter of the connection.
+UNCLEAR = 5
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,13 @@ class Attempts:
         self._count += 1
         # Whoever waits for another turn to end waits as long as its own limit says.
         patient = kind is Kind.BUSY
+        most = self._policy.max_attempts
+        if failure.code is not grpc.StatusCode.UNAVAILABLE and failure.retry_after is None:
+            # Looks like a broken connection, and may as well be a request that something on the way
+            # refuses each time.
+            most = min(most, UNCLEAR)
         spent = not patient and (
-            self._count > self._policy.max_attempts
+            self._count > most
             or now + wait > self._since + self._policy.give_up_after
         )
         if spent or (self._deadline is not None and now + wait >= self._deadline):

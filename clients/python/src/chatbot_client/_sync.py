@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, target: str, options: Optional[Options] = None) -> None:
         self.options = options = Options() if options is None else options
-        credentials, arguments = options.credentials(), options.arguments()
+        credentials, arguments = options.credentials(), options.arguments(target)
         self._channel = (
             grpc.insecure_channel(target, arguments)
             if credentials is None
