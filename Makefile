@@ -1,7 +1,7 @@
 # The steps of CI, and bench. Each one runs alone; `.ci/run` installs what they need and runs them in
 # this order.
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint doc test bench deny chart engine e2e
+.PHONY: help fmt lint doc test clients bench deny chart engine e2e
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -17,6 +17,11 @@ doc: ## the documentation builds, without a broken link
 
 test: ## the README's test command
 	cargo test
+
+clients: ## the Python client and the examples of the other languages, against the debug build (needs redis-server)
+	cargo build
+	clients/python/check
+	clients/examples/check
 
 bench: ## search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
 	cargo bench --bench search
