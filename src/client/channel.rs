@@ -35,15 +35,25 @@ pub struct Tls {
 }
 
 /// The token that is shown with each call.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub enum Credential {
     /// None.
     #[default]
     None,
-    /// This one. The debug form shows it; nothing here prints that.
+    /// This one.
     Token(String),
     /// The text of a file, which is read again when it is a minute old.
     File(PathBuf),
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Token(_) => f.write_str("Token(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// The channel that is in use, and how to make the next one.

@@ -391,6 +391,32 @@ async fn limits_and_patience_end_what_does_not() {
     assert!(matches!(turn.next().await, Ok(None)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn teaching_and_ranking_outlive_their_connections_too() {
+    let app = start(&["server.max_age=100ms"]).await;
+    let proxy = Proxy::to(app.addresses.server).await;
+    let client = client(proxy.address);
+    let entry = proto::KnowledgeEntry {
+        answer_id: 77,
+        questions: vec!["When does the quokka smile?".to_owned()],
+        answer: "Always.".to_owned(),
+        language_code: String::new(),
+    };
+    let change = proto::teach_request::Change::Upsert(entry);
+    let changes = vec![proto::TeachRequest { change: Some(change) }];
+    let query = proto::RankAnswersRequest { query: "quokka".to_owned(), ..Default::default() };
+    for round in 0..100 {
+        let taught = client.teach(changes.clone()).await;
+        assert_eq!(taught.expect("taught").upserted_count, 1);
+        if round % 10 == 0 {
+            proxy.turn_to(app.addresses.server);
+        }
+        let ranked = client.rank_answers(query.clone()).await.expect("answers");
+        assert_eq!(ranked[0].answer_id, 77);
+    }
+    app.stop().await;
+}
+
 /// Listens until `wanted` events were told.
 async fn hear(session: &mut chatbot::client::Session, wanted: usize, heard: &mut Vec<Event>) {
     while heard.len() < wanted {
