@@ -134,7 +134,11 @@ def test_tls_and_a_token(tmp_path):
     quick = RetryPolicy(max_attempts=2)
     ca = f"{tmp_path}/ca.pem"
     own = dict(certificate_file=f"{tmp_path}/client.pem", key_file=f"{tmp_path}/client.key")
-    starting = Server(*settings), Server(f"auth.tokens_file={tokens}")
+    starting = [
+        Server(*settings),
+        Server(f"auth.tokens_file={tokens}"),
+        Server(*settings[:2], f"auth.tokens_file={tokens}"),
+    ]
     with starting[0] as server:
         for name in (None, "chatbot.test"):
             tls = Tls(ca_file=ca, server_name=name, **own)
@@ -154,7 +158,7 @@ def test_tls_and_a_token(tmp_path):
                 assert failed.value.reason == "CREDENTIAL_MISSING"
                 assert token not in str(failed.value)
     # A token in the channel's credentials goes with the channel's own health checks, too.
-    with Server(*settings[:2], f"auth.tokens_file={tokens}") as server:
+    with starting[2] as server:
         current = lambda: token  # noqa: E731
         options = Options(tls=Tls(ca_file=ca), token=current, check_health=True, retry=quick)
         with Client(server.address, options) as client:

@@ -4,6 +4,7 @@ ports; each ends with the context that it was made in."""
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import re
@@ -16,6 +17,13 @@ import time
 from pathlib import Path
 
 LONG = 60.0
+#: The sample takes a debug build four seconds to learn. One entry cannot be told apart from others, so it is
+#: trusted from any score on.
+KNOWLEDGE = {
+    "answer_id": 1,
+    "questions": ["My server says too many open files. What should I do?", "What is GOAWAY?"],
+    "answer": "Close your channels. " * 20,
+}
 
 
 def wait_for(check, seconds=LONG, what="it"):
@@ -27,6 +35,11 @@ def wait_for(check, seconds=LONG, what="it"):
             return value
         assert time.monotonic() < end, f"{what} did not come in {seconds} s"
         time.sleep(0.02)
+
+
+def with_us():
+    """Ends a child with its parent, however that ends: PR_SET_PDEATHSIG, SIGKILL."""
+    ctypes.CDLL(None).prctl(1, 9)
 
 
 def descriptors(pid="self"):
@@ -48,11 +61,19 @@ class Server:
         program = os.environ["CHATBOT_BIN"]
         self.folder = tempfile.mkdtemp()
         self.log = Path(self.folder, "log")
-        every = [f"server.address={address}", "ops.address=127.0.0.1:0", "store.url=memory:"]
+        knowledge = Path(self.folder, "knowledge.jsonl")
+        knowledge.write_text(json.dumps(KNOWLEDGE) + "\n")
+        every = [
+            f"server.address={address}",
+            "ops.address=127.0.0.1:0",
+            "store.url=memory:",
+            f"knowledge.path={knowledge}",
+            "knowledge.min_confidence=0",
+        ]
         arguments = [part for setting in [*every, *settings] for part in ("--set", setting)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [program, "serve", *arguments], cwd=self.folder, stdout=log, stderr=log
+                [program, "serve", *arguments], cwd=self.folder, stdout=log, stderr=log, preexec_fn=with_us
             )
 
     def __enter__(self):
@@ -90,6 +111,7 @@ class Redis:
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
+            preexec_fn=with_us,
         )
         wait_for(self._answers, what="Redis")
         return self
