@@ -22,6 +22,8 @@ pub struct Tail {
     key: ConversationKey,
     after: After,
     hint: Hint,
+    /// All was read: there is nothing to look for before a hint, or until it is time to look without.
+    caught_up: bool,
     idle: bool,
     /// Since when the store has been down.
     down: Option<Instant>,
@@ -38,7 +40,8 @@ impl Tail {
         let guard = turns.0.watchers.reads(key.digest());
         let key = key.clone();
         let (down, stuck) = (None, Arc::default());
-        Self { turns, key, after, hint, idle: false, down, stuck, _guard: guard }
+        let (caught_up, idle) = (false, false);
+        Self { turns, key, after, hint, caught_up, idle, down, stuck, _guard: guard }
     }
 
     /// The conversation.
@@ -53,6 +56,7 @@ impl Tail {
 
     /// There is more to come than the last read told.
     pub fn expect_more(&mut self) {
+        self.caught_up = false;
         self.idle = false;
     }
 
@@ -60,12 +64,25 @@ impl Tail {
     /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
+            if self.caught_up {
+                let wait = if self.down.is_some() { PAUSE } else { LOOK };
+                tokio::select! {
+                    () = self.hint.changed() => {}
+                    () = sleep(wait) => {}
+                }
+                // Before the read: if that is dropped, the hint must not be lost.
+                self.caught_up = false;
+            }
             if let Some(Page { events, active, more }) = self.read().await? {
+                let orphaned = active.is_some_and(|active| active.orphaned);
                 let rested = self.idle;
                 self.idle = active.is_none() && !more;
                 if let Some(last) = events.last() {
                     self.after = After::Position(last.position);
                     *self.stuck() = None;
+                    // For each event there is a hint, so to look once more for nothing would be half of
+                    // all reads. The end of an owner has none.
+                    self.caught_up = !more && !orphaned;
                     return Ok(events);
                 }
                 if self.stuck().is_some_and(|since| since.elapsed() >= PATIENCE) {
@@ -75,15 +92,11 @@ impl Tail {
                 if self.idle && !rested {
                     return Ok(events);
                 }
-                if active.is_some_and(|active| active.orphaned) {
+                if orphaned {
                     self.take_over();
                 }
             }
-            let wait = if self.down.is_some() { PAUSE } else { LOOK };
-            tokio::select! {
-                () = self.hint.changed() => {}
-                () = sleep(wait) => {}
-            }
+            self.caught_up = true;
         }
     }
 
