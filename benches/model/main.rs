@@ -20,8 +20,8 @@
 //!   50 at a time, where each token is an event of its own and nothing can be done for several at once.
 //! * **streams**: 1,000 at a time with 20 tokens a second each, for N seconds (30 without the flag). The
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
-//!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: a
-//!   processor does a tenth of it there.
+//!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
+//!   one processor does less than a tenth of it.
 //! * **overload** (`overload.rs`): ten times as many clients as there are slots.
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
@@ -292,7 +292,7 @@ async fn streams(field: &Field, time: Duration) {
     );
     let mut readings = Vec::new();
     for contestant in &field.contestants {
-        // A proxy whose processor does a tenth of it is not asked for all.
+        // A proxy whose processor does less than a tenth of it is not asked for all.
         if contestant.process.is_some() && !contestant.chats {
             continue;
         }
