@@ -21,11 +21,12 @@ RUN command -v make >/dev/null \
  && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
 # Without rust-toolchain.toml: the base image is the toolchain, and rustup would fetch components
-# for lints that no build needs. The benches are not compiled, but Cargo.toml names them.
+# for lints that no build needs. Benches and examples are not compiled, but Cargo.toml names them.
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto/ proto/
 COPY knowledge/ knowledge/
 COPY benches/ benches/
+COPY examples/ examples/
 COPY src/ src/
 # The caches outlive the build, so a change in src/ compiles this crate only. Cargo tells by the
 # time of a file whether it changed, and a checkout can have files that are older than what another
