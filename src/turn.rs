@@ -8,19 +8,18 @@
 //! never generated a second time under text that a user has read.
 
 mod admission;
+mod begin;
 mod metrics;
 mod run;
 mod tail;
+mod take_over;
 mod watch;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep, timeout},
-};
-use tracing::{Instrument as _, Span, debug, info, warn};
+use tokio::time::timeout;
+use tracing::{Instrument as _, Span, debug, warn};
 
 pub use self::{
     admission::Quota,
@@ -28,21 +27,18 @@ pub use self::{
 };
 use self::{
     admission::{Admission, Refusal, Slot},
-    metrics::{Metrics, Outcome},
+    metrics::Metrics,
     run::{Asked, Generation},
     watch::Watchers,
 };
 use crate::{
     domain::{
-        Completion, ConversationKey, EngineKind, EventBody, Failure, FailureReason, FinishReason,
-        RequestId, Sequence,
+        Completion, ConversationKey, EngineKind, EventBody, FinishReason, RequestId, Sequence,
     },
     engine::{Engines, Exchange, Question},
     error::Kind,
     lifecycle::Lifecycle,
-    store::{
-        self, After, Appended, Begin, Begun, ConversationLog, Owner, Page, Reaped, TurnOptions,
-    },
+    store::{self, After, Begin, ConversationLog, Owner, TurnOptions},
 };
 
 /// How often a reader looks without a hint, and how often the state of another turn is looked at.
@@ -137,15 +133,6 @@ struct Inner {
     metrics: Metrics,
 }
 
-/// What a request was admitted with.
-#[derive(Debug)]
-struct Admitted {
-    /// For engines with a model.
-    slot: Option<Slot>,
-    /// Whether it has taken one of its principal's turns.
-    counted: bool,
-}
-
 /// What to do about a turn that is running in the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBusy {
@@ -185,168 +172,9 @@ impl Turns {
         self.0.engines.get(engine).is_some()
     }
 
-    /// Claims the request and begins its turn, unless it is known already. Goes on to its end, once
-    /// begun, whatever becomes of the caller, who does not wait for a slot beyond its `deadline`.
-    pub async fn begin(
-        &self,
-        key: &ConversationKey,
-        begin: Begin,
-        busy: OnBusy,
-        deadline: Option<Instant>,
-    ) -> Result<Attached, Error> {
-        if self.0.life.draining().is_cancelled() {
-            return Err(Error::Draining);
-        }
-        if busy == OnBusy::Interrupt {
-            // Before anything else: the slot that the new turn needs may be the running one's.
-            self.interrupt(key, begin.message.request).await?;
-        }
-        let admitted = self.admit(key, &begin, deadline).await?;
-        // A caller that goes away in the middle of the claim must not leave a turn without an owner.
-        let (done, outcome) = oneshot::channel();
-        let (this, key) = (self.clone(), key.clone());
-        let claim = async move {
-            let _ = done.send(this.claim(&key, &begin, busy, admitted).await);
-        };
-        self.0.life.spawn_work(claim.instrument(Span::current()));
-        let stopped = |_| store::Error::Down("the claim was lost".to_owned());
-        outcome.await.map_err(stopped)?
-    }
-
-    /// Stops the turn that is running, and waits for its end, unless `request` is no news.
-    async fn interrupt(&self, key: &ConversationKey, request: RequestId) -> Result<(), Error> {
-        let log = &self.0.log;
-        if log.find(key, request).await?.is_some() {
-            return Ok(());
-        }
-        let deadline = self.others_end();
-        let mut hint = log.hint(key);
-        loop {
-            let running = match log.read(key, AFTER_ALL, 1, false).await {
-                Ok(Page { active: Some(running), .. }) => running,
-                Ok(Page { active: None, .. }) | Err(store::Error::NotFound) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            if Instant::now() >= deadline {
-                return Err(Error::InProgress(running.turn));
-            }
-            if running.orphaned {
-                self.take_over(key).await?;
-            } else {
-                self.cancel_running(key, running.turn).await?;
-                tokio::select! {
-                    () = hint.changed() => {}
-                    () = sleep(LOOK) => {}
-                }
-            }
-        }
-    }
-
-    async fn cancel_running(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
-        match self.0.log.cancel(key, turn).await {
-            Ok(()) | Err(store::Error::NotFound) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Until when another turn has ended: an owner that answers ends it at once, and one that does not
-    /// has lost it after a lease.
-    fn others_end(&self) -> Instant {
-        Instant::now() + self.0.terms.lease * 2 + PATIENCE
-    }
-
-    /// Lets a request in that is known, whatever the load, and others as far as there is room.
-    async fn admit(
-        &self,
-        key: &ConversationKey,
-        begin: &Begin,
-        deadline: Option<Instant>,
-    ) -> Result<Admitted, Error> {
-        let Inner { admission, engines, log, .. } = &*self.0;
-        let needs_slot = begin.options.engine.unwrap_or(engines.default) != EngineKind::Retrieval;
-        let counted = admission.take_turn(key.principal());
-        if counted.is_ok() {
-            if !needs_slot {
-                return Ok(Admitted { slot: None, counted: true });
-            }
-            if let Some(slot) = admission.free_slot() {
-                return Ok(Admitted { slot: Some(slot), counted: true });
-            }
-        }
-        // What was begun before is only read, and that costs nothing of what is short.
-        let known = log.find(key, begin.message.request).await;
-        let refusal = match (known, counted) {
-            (Ok(None), Err(refusal)) => refusal,
-            (Ok(None), Ok(())) => match admission.slot(deadline).await {
-                Ok(slot) => return Ok(Admitted { slot: Some(slot), counted: true }),
-                Err(refusal) => {
-                    admission.give_back(key.principal());
-                    refusal
-                }
-            },
-            (known, counted) => {
-                if counted.is_ok() {
-                    admission.give_back(key.principal());
-                }
-                known?;
-                return Ok(Admitted { slot: None, counted: false });
-            }
-        };
-        admission.refused(refusal);
-        Err(refusal.into())
-    }
-
-    /// Claims, and gives back what a request was admitted with if it begins nothing.
-    async fn claim(
-        &self,
-        key: &ConversationKey,
-        begin: &Begin,
-        busy: OnBusy,
-        admitted: Admitted,
-    ) -> Result<Attached, Error> {
-        let turn = begin.message.request;
-        let outcome = self.claimed(key, begin, busy).await;
-        if let Ok(Begun::New { owner, start }) = outcome {
-            let text = begin.message.text.clone();
-            self.run(owner, start, text, &begin.options, admitted.slot);
-            return Ok(Attached { turn, start, end: None });
-        }
-        if admitted.counted {
-            self.0.admission.give_back(key.principal());
-        }
-        match outcome? {
-            Begun::New { start, .. } => Ok(Attached { turn, start, end: None }),
-            Begun::Known { start, end } => Ok(Attached { turn, start, end }),
-            Begun::Busy { turn, .. } => Err(Error::InProgress(turn)),
-        }
-    }
-
-    async fn claimed(
-        &self,
-        key: &ConversationKey,
-        begin: &Begin,
-        busy: OnBusy,
-    ) -> Result<Begun, Error> {
-        let deadline = self.others_end();
-        let mut hint = self.0.log.hint(key);
-        loop {
-            let outcome = self.0.log.begin(key, begin).await?;
-            let Begun::Busy { turn: running, orphaned } = outcome else { return Ok(outcome) };
-            if Instant::now() >= deadline {
-                return Ok(outcome);
-            }
-            if orphaned {
-                self.take_over(key).await?;
-            } else if busy == OnBusy::Interrupt {
-                self.cancel_running(key, running).await?;
-                tokio::select! {
-                    () = hint.changed() => {}
-                    () = sleep(LOOK) => {}
-                }
-            } else {
-                return Ok(outcome);
-            }
-        }
+    /// The engine that a turn is answered by.
+    fn kind(&self, options: &TurnOptions) -> EngineKind {
+        options.engine.unwrap_or(self.0.engines.default)
     }
 
     /// Logs a message that wants no answer.
@@ -368,15 +196,8 @@ impl Turns {
     /// Asks a turn to stop, on whichever replica it runs. One that is over stays as it is.
     pub async fn cancel(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
         self.0.log.cancel(key, turn).await?;
-        // Its owner may be dead, and nobody may be reading. In a task, so that a caller who leaves in
-        // the middle of it leaves no turn without an owner.
-        let (this, key) = (self.clone(), key.clone());
-        let take_over = async move {
-            if let Err(error) = this.take_over(&key).await {
-                warn!(%error, "a turn could not be taken over");
-            }
-        };
-        self.0.life.spawn_work(take_over.instrument(Span::current()));
+        // Its owner may be dead, and nobody may be reading.
+        self.spawn_take_over(key, drop);
         Ok(())
     }
 
@@ -395,69 +216,6 @@ impl Turns {
         Tail::new(self.clone(), key, after)
     }
 
-    /// Takes over the conversation's turn if its owner is gone: runs it again, or ends it.
-    async fn take_over(&self, key: &ConversationKey) -> Result<(), Error> {
-        if self.0.life.draining().is_cancelled() {
-            // Another replica has the time for it.
-            return Ok(());
-        }
-        let Some(reaped) = self.0.log.reap(key).await? else { return Ok(()) };
-        self.0.metrics.takeovers.inc();
-        let Reaped { owner, start, attempt, visible, cancelled, options } = reaped;
-        let (turn, epoch) = (owner.turn, owner.epoch);
-        info!(%turn, epoch, attempt, visible, cancelled, "the turn's owner is gone, taking over");
-        let (message, partial) = self.so_far(key, start, turn).await?;
-        let failed = |reason, partial_text| EventBody::Failed(Failure { reason, partial_text });
-        let end = match message {
-            _ if cancelled => EventBody::Completed(stopped(partial)),
-            Some(_) if !visible && attempt <= ATTEMPTS && !self.can_run(&options) => {
-                // As during a rollout: when this lease is over, another replica may run it.
-                return Ok(());
-            }
-            Some(text) if !visible && attempt <= ATTEMPTS => {
-                // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
-                let slot = self.0.admission.free_slot();
-                self.run(owner, start, text, &options, slot);
-                return Ok(());
-            }
-            _ => failed(FailureReason::Interrupted, partial),
-        };
-        let outcome = Outcome::of(&end);
-        // If this replica dies now, the next reader does the same again.
-        if let Appended::Stored { .. } = self.0.log.append(&owner, 1, &[end]).await? {
-            self.0.metrics.ended(outcome);
-        }
-        Ok(())
-    }
-
-    fn can_run(&self, options: &TurnOptions) -> bool {
-        self.offers(options.engine.unwrap_or(self.0.engines.default))
-    }
-
-    /// The turn's message, and the text of its answer so far.
-    async fn so_far(
-        &self,
-        key: &ConversationKey,
-        start: Sequence,
-        turn: RequestId,
-    ) -> Result<(Option<String>, String), Error> {
-        let (mut message, mut text) = (None, String::new());
-        let mut after = Sequence(start.0.saturating_sub(1));
-        loop {
-            let Page { events, .. } =
-                self.0.log.read(key, After::Sequence(after), PAGE, false).await?;
-            let Some(last) = events.last() else { return Ok((message, text)) };
-            after = last.position.sequence;
-            for event in events.into_iter().filter(|event| event.turn == Some(turn)) {
-                match event.body {
-                    EventBody::Posted(posted) => message = Some(posted.text),
-                    EventBody::Delta(more) => text.push_str(&more),
-                    EventBody::Completed(_) | EventBody::Failed(_) => return Ok((message, text)),
-                }
-            }
-        }
-    }
-
     /// Runs the turn in a task of its own.
     fn run(
         &self,
@@ -468,7 +226,7 @@ impl Turns {
         slot: Option<Slot>,
     ) {
         let slot = slot.map(Slot::runs);
-        let kind = options.engine.unwrap_or(self.0.engines.default);
+        let kind = self.kind(options);
         let engine = self.0.engines.get(kind).cloned();
         if engine.is_none() {
             // Offered by the replica that began the turn, as during a rollout.

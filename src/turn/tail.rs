@@ -7,7 +7,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::{Instant, sleep};
-use tracing::{Instrument as _, Span, warn};
 
 use super::{Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, watch::ReaderGuard};
 use crate::{
@@ -121,21 +120,17 @@ impl Tail {
         }
     }
 
-    /// In a task, so that a reader who leaves in the middle of it leaves no turn without an owner.
     fn take_over(&self) {
-        let (turns, key, stuck) = (self.turns.clone(), self.key.clone(), Arc::clone(&self.stuck));
-        let take_over = async move {
-            let outcome = turns.take_over(&key).await;
+        let stuck = Arc::clone(&self.stuck);
+        self.turns.spawn_take_over(&self.key, move |outcome| {
             let mut stuck = stuck.lock().unwrap_or_else(PoisonError::into_inner);
             match outcome {
                 Ok(()) => *stuck = None,
-                Err(error) => {
-                    warn!(%error, "a turn could not be taken over");
+                Err(_) => {
                     stuck.get_or_insert_with(Instant::now);
                 }
             }
-        };
-        self.turns.0.life.spawn_work(take_over.instrument(Span::current()));
+        });
     }
 }
 
