@@ -7,6 +7,7 @@ mod config;
 mod health;
 mod log;
 mod serve;
+mod soak;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -52,6 +53,8 @@ enum Command {
     Ask(ask::Options),
     /// Talk with a server
     Chat(chat::Options),
+    /// Ask a server many questions for some time, and check that nothing is lost
+    Soak(soak::Options),
     /// Check or show the settings
     Config(config::Options),
     /// Look into the store
@@ -86,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::Health(options) => health::run(&sources, options),
         Command::Ask(options) => ask::run(&sources, options),
         Command::Chat(options) => chat::run(&sources, options),
+        Command::Soak(options) => soak::run(&sources, options),
         Command::Config(options) => config::run(&sources, &options),
         Command::Log(options) => log::run(&sources, options),
     }

@@ -2,7 +2,7 @@
 //! thousand answers at a time.
 //!
 //! ```text
-//! cargo bench --features jemalloc --bench model [-- --seconds N]
+//! cargo bench --features jemalloc --bench model [-- [--seconds N] [--overload]]
 //! ```
 //!
 //! The upstream is scripted (`upstream.rs`) and a process of its own, and so is each service: the
@@ -22,7 +22,8 @@
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
 //!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
 //!   one processor does less than a tenth of it.
-//! * **overload** (`overload.rs`): ten times as many clients as there are slots.
+//! * **overload** (`overload.rs`): ten times as many clients as there are slots; `--overload` measures
+//!   nothing else.
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
@@ -85,6 +86,9 @@ fn main() {
     // One thread: the clients must not take both processors from what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(Box::pin(async {
+        if std::env::args().any(|argument| argument == "--overload") {
+            return overload::overload(&Process::upstream(), time).await;
+        }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let field = Field::set(folder.path()).await;
         first_texts(&field, time).await;

@@ -13,18 +13,18 @@ mod screen;
 
 use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
     lines::{Line, Lines},
     screen::Screen,
 };
-use super::client::{Connection, EXIT_INTERRUPTED, EXIT_NO, Failure, addresses, block_on};
+use super::client::{Connection, EXIT_INTERRUPTED, EXIT_NO, Engine, Failure, addresses, block_on};
 use crate::{
     client::{Client, Conversation, Error, Told},
     config::Sources,
-    pb::chatbot::v1::{self as proto, FinishReason, event::Event as Body},
+    pb::chatbot::v1::{FinishReason, event::Event as Body},
 };
 
 #[derive(Debug, Args)]
@@ -56,23 +56,6 @@ pub(super) struct Options {
 
     #[command(flatten)]
     connection: Connection,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Engine {
-    Retrieval,
-    Generative,
-    Augmented,
-}
-
-impl From<Engine> for proto::Engine {
-    fn from(engine: Engine) -> Self {
-        match engine {
-            Engine::Retrieval => Self::Retrieval,
-            Engine::Generative => Self::Generative,
-            Engine::Augmented => Self::RetrievalAugmented,
-        }
-    }
 }
 
 /// How a turn ended for its user.

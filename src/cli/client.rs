@@ -6,10 +6,13 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::EXIT_USAGE;
-use crate::client::{Credential, Error, Tls};
+use crate::{
+    client::{Credential, Error, Tls},
+    pb::chatbot::v1 as proto,
+};
 
 /// How a server is spoken to.
 #[derive(Debug, Clone, Default, Args)]
@@ -59,6 +62,24 @@ impl Connection {
             (None, None) => Credential::None,
         };
         options
+    }
+}
+
+/// How answers are made, on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Engine {
+    Retrieval,
+    Generative,
+    Augmented,
+}
+
+impl From<Engine> for proto::Engine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Retrieval => Self::Retrieval,
+            Engine::Generative => Self::Generative,
+            Engine::Augmented => Self::RetrievalAugmented,
+        }
     }
 }
 

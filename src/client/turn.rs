@@ -41,10 +41,16 @@ impl Conversation {
 
     /// Asks. The answer is what the turn tells; the conversation waits for it.
     pub fn ask(&mut self, text: impl Into<String>) -> Turn<'_> {
+        self.ask_as(Uuid::new_v4().to_string(), text)
+    }
+
+    /// Asks with a request id (UUID version 4) of the caller's. One that was used for the same question before
+    /// is that turn again, told from its start: nothing is generated for it.
+    pub fn ask_as(&mut self, request_id: impl Into<String>, text: impl Into<String>) -> Turn<'_> {
         let request = ChatRequest {
             query: text.into(),
             conversation_id: self.id.clone(),
-            request_id: Uuid::new_v4().to_string(),
+            request_id: request_id.into(),
             engine: self.engine.into(),
             language_code: self.language.clone(),
             resume_token: String::new(),

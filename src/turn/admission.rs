@@ -7,7 +7,9 @@
 //!
 //! The queue is short on purpose. Waiting in it helps against bursts; against a load that is too high
 //! it only makes everybody late. What cannot get its slot in time is told so at once, with a time to
-//! come back, spread so that the refused do not come back together.
+//! come back: its place in the line of all who were told so, since a slot becomes free only so often.
+//! Were each told the time until the next slot, ten times as many callers as slots would all be back for
+//! it, to be refused again: a thousand refusals a second, for nothing (measured).
 
 use std::{
     collections::HashMap,
@@ -36,6 +38,9 @@ use uuid::Uuid;
 
 /// Least time that a refused caller is told to wait.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// Most time that a caller without a slot is told to wait: how long slots are held is a guess, and those
+/// who come back are not obliged to.
+const LONGEST: Duration = Duration::from_secs(30);
 /// The weight of the newest duration in the moving average.
 const WEIGHT: f64 = 0.1;
 /// Principals that are remembered. Beyond it those whose bucket is full again, which are like new, are
@@ -71,6 +76,8 @@ pub(super) struct Admission {
     waiting: AtomicUsize,
     /// Moving average of how long slots are held, in seconds; 0 before the first.
     held: Arc<Mutex<f64>>,
+    /// When the last of those who were told to come back will find a slot.
+    line: Mutex<Option<Instant>>,
     buckets: Mutex<HashMap<String, Bucket>>,
     metrics: Metrics,
 }
@@ -99,6 +106,7 @@ impl Admission {
             slots: Arc::new(Semaphore::new(quota.slots)),
             waiting: AtomicUsize::new(0),
             held: Arc::default(),
+            line: Mutex::default(),
             buckets: Mutex::default(),
             metrics: Metrics::new(quota.slots, registry),
         }
@@ -168,6 +176,13 @@ impl Admission {
         Slot { _permit: permit, since: None, held: Arc::clone(&self.held), in_use }
     }
 
+    /// How often a slot becomes free, if slots are held as long as they were.
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    fn interval(&self) -> Duration {
+        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        Duration::from_secs_f64(held).div_f64(self.quota.slots as f64)
+    }
+
     /// Counts a refusal that the caller is told.
     pub(super) fn refused(&self, refusal: Refusal) {
         let reason = match refusal {
@@ -218,14 +233,19 @@ impl<'a> Waiting<'a> {
     }
 
     /// How long until its slot is free, if slots are held as long as they were.
-    #[expect(clippy::cast_precision_loss, reason = "small counts")]
     fn estimate(&self) -> Duration {
-        let held = *self.admission.held.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_secs_f64(held * self.position as f64 / self.admission.quota.slots as f64)
+        let position = u32::try_from(self.position).unwrap_or(u32::MAX);
+        self.admission.interval().saturating_mul(position)
     }
 
+    /// Behind those who wait, and behind those who were told before.
     fn refusal(&self) -> Refusal {
-        Refusal::Overloaded(spread(self.estimate()))
+        let now = Instant::now();
+        let mut line = self.admission.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = line.map_or(now, |last| last + self.admission.interval());
+        let place = told.max(now + self.estimate()).min(now + LONGEST);
+        *line = Some(place);
+        Refusal::Overloaded(spread(place - now))
     }
 }
 
@@ -323,6 +343,35 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         admission.take_turn("one more").expect("its first");
         assert_eq!(admission.buckets.lock().expect("a lock").len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_refused_are_told_to_come_as_slots_become_free() {
+        let admission = admission(4, None, 1);
+        let hold = async || {
+            let slots = [(); 4].map(|()| admission.free_slot().expect("free").runs());
+            tokio::time::advance(Duration::from_secs(2)).await;
+            slots
+        };
+        drop(hold().await);
+        let slots = hold().await;
+        // A slot is free every half second, so that is how far apart they come, give or take a quarter.
+        let refused = async || match admission.slot(Some(Instant::now())).await {
+            Err(Refusal::Overloaded(wait)) => wait.as_secs_f64(),
+            other => panic!("{other:?}"),
+        };
+        for number in 1..=40 {
+            let wait = refused().await;
+            let told = f64::from(number) / 2.0;
+            assert!((told * 0.75..=told * 1.25).contains(&wait), "{number}: {wait}");
+        }
+        // Time passes for the line as for everybody, and nobody is told to wait for ever.
+        tokio::time::advance(Duration::from_secs(19)).await;
+        assert!((1.1..=1.9).contains(&refused().await));
+        for _ in 0..100 {
+            assert!(refused().await <= LONGEST.as_secs_f64() * 1.25);
+        }
+        drop(slots);
     }
 
     #[tokio::test(start_paused = true)]

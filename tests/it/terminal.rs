@@ -179,6 +179,55 @@ async fn ctrl_c_stops_the_answer_and_a_second_one_leaves() {
     app.stop().await;
 }
 
+fn soak(address: &str, arguments: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(["soak", "--addr", address, "--duration", "2s"]).args(arguments);
+    command
+}
+
+#[test]
+fn a_soak_over_connections_that_die_is_whole() {
+    let folder = folder();
+    let mut process = Process::start(&mut serve(&folder, &["server.max_age=300ms"]));
+    let server = process.wait_for_address(&["serving"]).to_string();
+    let (code, text, _) = run(soak(&server, &["--rate", "50"]).args(["--connections", "2"]));
+    assert_eq!(code, Some(0), "{text}");
+    let last = text.lines().last().expect("a summary");
+    assert!(last.contains(" whole, 0 failed, 0 wrong; "), "{last}");
+    let begun = last.split_whitespace().nth(2).and_then(|begun| begun.parse().ok());
+    assert!(begun.is_some_and(|begun: u32| begun > 50), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_soak_tells_what_has_failed() {
+    let (engine, mut questions) = stepped();
+    let app = start_scripted(engine, &[]).await;
+    let address = app.addresses.server.to_string();
+    let mut playing = tokio::task::JoinSet::new();
+    playing.spawn(async move {
+        let mut first = true;
+        loop {
+            let played = questions.next().await;
+            if std::mem::take(&mut first) {
+                played.say("so far").await;
+                played.fail(chatbot::engine::Error::Truncated("cut".to_owned())).await;
+            } else {
+                played.end().await;
+            }
+        }
+    });
+    let mut command = soak(&address, &["--rate", "5", "--engine", "generative"]);
+    let (code, text, _) = tokio::task::block_in_place(|| run(&mut command));
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains("1 x failed: UPSTREAM_TRUNCATED"), "{text}");
+    assert!(text.contains(" 1 failed, 0 wrong"), "{text}");
+    drop(playing);
+    app.stop().await;
+    let (code, text, _) = run(&mut soak(&address, &[]));
+    assert_eq!(code, Some(2), "{text}");
+    assert_eq!(text.lines().count(), 1, "told once: {text}");
+}
+
 #[test]
 fn a_chat_in_a_terminal_has_a_prompt_and_a_history() {
     let script = Command::new("script").arg("--version").stdout(Stdio::null()).status();
