@@ -20,8 +20,18 @@ CHART = ROOT / "helm" / "chatbot"
 KUBE_VERSION = "1.37.0"
 HELM = os.environ.get("HELM") or shutil.which("helm")
 HELM3 = os.environ.get("HELM3") or shutil.which("helm3")
-# The same documents several times faster, where libyaml is there.
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """By libyaml where it is there, which is several times faster. A key that is there twice is an error, as
+    it is for an API server."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{sorted(twice)} twice in a map", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class ChartError(Exception):

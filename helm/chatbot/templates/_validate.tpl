@@ -159,6 +159,14 @@ is reported in one go. */ -}}
 {{- end -}}
 {{- end -}}
 
+{{- range $value := list "commonLabels" "podLabels" -}}
+{{- range $label, $_ := index $.Values $value -}}
+{{- if has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- $problems = append $problems (printf "%s has %s, which the chart sets on its own: leave it out; nameOverride changes the name." $value $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- if and .Values.knowledge.jsonl .Values.knowledge.existingConfigMap -}}
 {{- $problems = append $problems "knowledge.jsonl and knowledge.existingConfigMap are both set: there is one knowledge file, so one of them has to go." -}}
 {{- end -}}
