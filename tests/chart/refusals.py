@@ -1,5 +1,5 @@
-"""Values that cannot work. Each is a name, the values, the texts that the refusal has to have in it, and for
-some the cluster on which they cannot.
+"""Values that cannot work, and some that can. Each of the first is a name, the values, the texts that the
+refusal has to have in it, and for some the cluster on which they cannot.
 """
 
 REDIS = {"redis": {"url": "redis://redis:6379/0"}}
@@ -169,6 +169,11 @@ REFUSED = [
     ),
     ("a label that is the chart's own", {"commonLabels": {"app.kubernetes.io/name": "a"}}, ["commonLabels", "on its own"]),
     ("such a label of the pods", {"podLabels": {"app.kubernetes.io/instance": "a"}}, ["podLabels", "on its own"]),
+    (
+        "a policy for traffic that cannot come",
+        {"service": {"externalTrafficPolicy": "Local"}},
+        ["service.externalTrafficPolicy", "leave it unset"],
+    ),
     ("a route to no gateway", {"grpcRoute": {"enabled": True}}, ["grpcRoute.parentRefs is empty"]),
     ("an Ingress for no host", {"ingress": {"enabled": True}}, ["ingress.hosts is empty"]),
     (
@@ -251,4 +256,20 @@ REFUSED = [
         {"replicaCount": 2, "ports": {"grpc": 8981}},
         ["both 8981", "acceptIndependentReplicas"],
     ),
+]
+
+# Names and values that look alike, and work.
+ACCEPTED = [
+    ("independent replicas", {"replicaCount": 2, "acceptIndependentReplicas": True}),
+    ("globals of a parent chart", {"global": {"anything": 1}}),
+    ("a user in the URL of Redis", {"redis": {"url": "redis://bot@[2001:db8::1]:6379/0"}}),
+    (
+        "replicas whose store comes from a variable",
+        {"replicaCount": 2, "extraEnv": [{"name": "CHATBOT__STORE__URL", "valueFrom": {"secretKeyRef": {}}}]},
+    ),
+    (
+        "TLS and credentials that a config file of somebody else's is about",
+        {"existingConfigMap": "a", "tls": {"enabled": True}, "auth": {"enabled": True}, "replicaCount": 2},
+    ),
+    ("no replica at all", {"replicaCount": 0}),
 ]

@@ -66,6 +66,11 @@ is reported in one go. */ -}}
 {{- if and .Values.shutdown.preStopSleepSeconds (semverCompare "<1.30.0-0" $version) -}}
 {{- $problems = append $problems (printf "shutdown.preStopSleepSeconds needs Kubernetes 1.30, and this is %s: leave it 0, and raise shutdown.drainDelaySeconds instead." $version) -}}
 {{- end -}}
+{{- with .Values.service -}}
+{{- if and .externalTrafficPolicy (eq .type "ClusterIP") -}}
+{{- $problems = append $problems "service.externalTrafficPolicy is set, but service.type is ClusterIP, which nothing outside the cluster reaches: leave it unset." -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.service.trafficDistribution -}}
 {{- $since := ternary "1.31" "1.34" (eq . "PreferClose") -}}
 {{- if semverCompare (printf "<%s.0-0" $since) $version -}}
@@ -104,7 +109,7 @@ is reported in one go. */ -}}
 {{- if and .existingSecret .certManager.create -}}
 {{- $problems = append $problems "tls.existingSecret is set along with tls.certManager.create, which makes a Secret of its own: one of them has to go." -}}
 {{- end -}}
-{{- if and .enabled (not (or .existingSecret .certManager.create $byHand)) -}}
+{{- if and .enabled (not (or .existingSecret .certManager.create $byHand $.Values.existingConfigMap)) -}}
 {{- $problems = append $problems "tls.enabled is true, but there is no certificate: name a Secret of the type kubernetes.io/tls in tls.existingSecret, or set tls.certManager.create, or name files that you mount in config.tls." -}}
 {{- end -}}
 {{- if and (not .enabled) (or .existingSecret .certManager.create $byHand .clientCA.existingSecret .clientCA.existingConfigMap) -}}
@@ -118,7 +123,7 @@ is reported in one go. */ -}}
 {{- with .Values.auth -}}
 {{- $byHand := pick (default dict $.Values.config.auth) "tokens_file" "jwks_file" -}}
 {{- $named := or .existingSecret .jwks.existingSecret .jwks.existingConfigMap $byHand -}}
-{{- if and .enabled (not $named) -}}
+{{- if and .enabled (not (or $named $.Values.existingConfigMap)) -}}
 {{- $problems = append $problems "auth.enabled is true, but there is nothing to check a credential by: name a Secret with the tokens file in auth.existingSecret, or the public keys of JWTs in auth.jwks, or files that you mount in config.auth." -}}
 {{- end -}}
 {{- if and (not .enabled) $named -}}
