@@ -123,15 +123,15 @@ REFUSED = [
     ),
     (
         "one file from two sources",
-        {"tls": {"enabled": True, "existingSecret": "a", "clientCA": {"existingSecret": "b", "existingConfigMap": "c"}}},
-        ["tls.clientCA.existingSecret and tls.clientCA.existingConfigMap"],
+        {"redis": {"url": "rediss://a", "ca": {"existingSecret": "b", "existingConfigMap": "c"}}},
+        ["redis.ca.existingSecret and redis.ca.existingConfigMap"],
     ),
     (
         "a certificate twice, in the values and in the config",
         {"tls": {"enabled": True, "existingSecret": "a"}, "config": {"tls": {"cert_file": "/a"}}},
         ["config.tls.cert_file", "set tls.existingSecret instead"],
     ),
-    ("credentials without anything to check them by", {"auth": {"enabled": True}}, ["auth.existingSecret", "auth.jwks"]),
+    ("credentials that nothing can check", {"auth": {"enabled": True}}, ["auth.existingSecret", "auth.jwks"]),
     ("tokens that nobody asks for", {"auth": {"existingSecret": "a"}}, ["auth.enabled is false"]),
     (
         "tokens in the config that nobody asks for",
@@ -150,7 +150,7 @@ REFUSED = [
         {"upstream": {"baseUrl": "http://a:b@c", "model": "d"}},
         ["upstream.baseUrl has a password"],
     ),
-    ("a collector that the server cannot reach", {"otel": {"endpoint": "https://collector:4317"}}, ["endpoint", "pattern"]),
+    ("a collector behind TLS", {"otel": {"endpoint": "https://collector:4317"}}, ["endpoint", "pattern"]),
     ("a share of more than all", {"otel": {"sampleRatio": 1.5}}, ["sampleRatio", "maximum"]),
     (
         "attributes that would be read as two",
@@ -167,7 +167,7 @@ REFUSED = [
         {**REDIS, "extraEnv": [{"name": "CHATBOT__STORE__URL", "value": "memory:"}]},
         ["extraEnv has CHATBOT__STORE__URL", "set redis.url instead"],
     ),
-    ("a label that is the chart's own", {"commonLabels": {"app.kubernetes.io/name": "a"}}, ["commonLabels", "on its own"]),
+    ("a label of the chart's", {"commonLabels": {"app.kubernetes.io/name": "a"}}, ["commonLabels", "on its own"]),
     ("such a label of the pods", {"podLabels": {"app.kubernetes.io/instance": "a"}}, ["podLabels", "on its own"]),
     (
         "a policy for traffic that cannot come",
@@ -272,4 +272,10 @@ ACCEPTED = [
         {"existingConfigMap": "a", "tls": {"enabled": True}, "auth": {"enabled": True}, "replicaCount": 2},
     ),
     ("no replica at all", {"replicaCount": 0}),
+    (
+        "a PodMonitor on a cluster that knows it",
+        {"metrics": {"podMonitor": {"enabled": True}}},
+        {"apis": (*CLUSTER["apis"], "monitoring.coreos.com/v1/PodMonitor")},
+    ),
+    ("the oldest Kubernetes, as a provider calls it", {}, {"kube": "1.27.0-gke.100"}),
 ]
