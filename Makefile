@@ -1,7 +1,8 @@
 # The steps of CI, and bench. Each one runs alone; `.ci/run` installs what they need and runs them in
 # this order.
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint doc test clients bench deny chart engine e2e
+.PHONY: help fmt lint doc test clients bench deny engine e2e
+.PHONY: chart chart-lint chart-render chart-unit chart-policy
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -33,8 +34,19 @@ bench: ## search, the log, what is before a model, memory of idle connections, p
 deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)
 	cargo deny --all-features --locked --log-level error check bans licenses sources
 
-chart: ## chart, manifests, compose file and Dockerfile, without a cluster (pip install -r tests/chart/requirements.txt)
-	tests/chart/check
+chart: chart-lint chart-render chart-unit chart-policy ## chart, manifests, compose file and Dockerfile, without a cluster (pip install -r tests/chart/requirements.txt)
+
+chart-lint: ## of these: lint by Helm 4 and 3, yamllint, hadolint; what is generated is up to date
+	tests/chart/check lint docs drift
+
+chart-render: ## of these: strict schemas of Kubernetes and of custom resources; values that cannot work are refused
+	tests/chart/check render values
+
+chart-unit: ## of these: what the rendered objects promise
+	tests/chart/check unit
+
+chart-policy: ## of these: checkov and kube-score
+	tests/chart/check policy
 
 engine: ## the image and the compose file, on a Docker engine
 	tests/engine/run

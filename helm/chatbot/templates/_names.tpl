@@ -51,12 +51,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* metadata of an object: (list $ "-suffix" annotations). */ -}}
+{{- /* metadata of an object: (list $ "-suffix" annotations), and labels of its own after them. */ -}}
 {{- define "chatbot.metadata" -}}
 {{- $ := index . 0 -}}
 name: {{ include "chatbot.fullname" $ }}{{ index . 1 }}
 labels:
-  {{- include "chatbot.labels" $ | nindent 2 }}
+  {{- $labels := include "chatbot.labels" $ | fromYaml }}
+  {{- if gt (len .) 3 }}
+  {{- $labels = mergeOverwrite $labels (deepCopy (index . 3)) }}
+  {{- end }}
+  {{- toYaml $labels | nindent 2 }}
 {{- with merge (dict) (index . 2) $.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -78,6 +82,13 @@ annotations:
 @{{ .Values.image.digest }}
 {{- else -}}
 :{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- /* The application protocol of the gRPC port; empty where it is left out. */ -}}
+{{- define "chatbot.appProtocol" -}}
+{{- if not (kindIs "invalid" .Values.service.appProtocol) -}}
+{{- default (ternary "https" "kubernetes.io/h2c" .Values.tls.enabled) .Values.service.appProtocol -}}
 {{- end -}}
 {{- end -}}
 

@@ -67,16 +67,40 @@ topologySpreadConstraints:
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
+{{- with .Values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 containers:
   - name: chatbot
     {{- include "chatbot.containerBasics" . | nindent 4 }}
+    {{- with .Values.extraArgs }}
+    args:
+      - serve
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
     env:
       # Not as a flag, so that `chatbot health` in the container reads the same file.
       - name: CHATBOT_CONFIG
         value: /etc/chatbot/chatbot.yaml
+      {{- if .Values.existingConfigMap }}
+      {{- range $section, $keys := include "chatbot.derived" . | fromYaml }}
+      {{- range $key, $setting := $keys }}
+      - name: {{ include "chatbot.variable" (list $section $key) }}
+        value: {{ $setting.value | toString | quote }}
+      {{- end }}
+      {{- end }}
+      {{- end }}
+      {{- if .Values.otel.endpoint }}
+      {{- include "chatbot.podIdentity" . | trim | nindent 6 }}
+      {{- end }}
       {{- with .Values.extraEnv }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+    {{- with .Values.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
     ports:
       - name: grpc
         containerPort: {{ .Values.ports.grpc }}
@@ -90,6 +114,13 @@ containers:
       {{- include "chatbot.probe" (list . "liveness") | nindent 6 }}
     readinessProbe:
       {{- include "chatbot.probe" (list . "readiness") | nindent 6 }}
+    {{- with .Values.shutdown.preStopSleepSeconds }}
+    lifecycle:
+      preStop:
+        # The kubelet's own: there is no program in the image that could sleep.
+        sleep:
+          seconds: {{ . }}
+    {{- end }}
     resources:
       {{- toYaml .Values.resources | nindent 6 }}
     volumeMounts:
@@ -103,20 +134,32 @@ containers:
         mountPath: /knowledge
         readOnly: true
       {{- end }}
+      {{- range include "chatbot.files" . | fromYamlArray }}
+      {{- include "chatbot.fileMount" .volume | nindent 6 }}
+      {{- end }}
+      {{- if not .Values.redis.url }}
       - name: data
         mountPath: /data
+      {{- end }}
       {{- with .Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+  {{- with .Values.sidecars }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
   - name: config
     configMap:
-      name: {{ include "chatbot.fullname" . }}
+      name: {{ default (include "chatbot.fullname" .) .Values.existingConfigMap }}
   {{- with include "chatbot.knowledgeConfigMap" . }}
   - name: knowledge
     configMap:
       name: {{ . }}
   {{- end }}
+  {{- range include "chatbot.files" . | fromYamlArray }}
+  {{- include "chatbot.fileVolume" (list .volume .source (values .settings | sortAlpha)) | nindent 2 }}
+  {{- end }}
+  {{- if not .Values.redis.url }}
   - name: data
     {{- if .Values.persistence.enabled }}
     persistentVolumeClaim:
@@ -125,46 +168,39 @@ volumes:
     emptyDir:
       sizeLimit: {{ .Values.persistence.emptyDirSizeLimit }}
     {{- end }}
+  {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end -}}
 
-{{- /* metadata of a test pod: (list $ "-test-health"). */ -}}
-{{- define "chatbot.testMetadata" -}}
-{{- $ := index . 0 -}}
-name: {{ include "chatbot.fullname" $ }}{{ index . 1 }}
-labels:
-  {{- include "chatbot.testSelectorLabels" $ | nindent 2 }}
-  {{- include "chatbot.sharedLabels" $ | nindent 2 }}
-annotations:
-  helm.sh/hook: test
-  # A failed pod stays, for its log.
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-  {{- with $.Values.commonAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-{{- end -}}
-
-{{- /* A container of a test pod, which is the server's image with other arguments:
-(list $ "name" (list "health" ...)). */ -}}
-{{- define "chatbot.testContainer" -}}
-{{- $ := index . 0 -}}
-- name: {{ index . 1 }}
-  {{- include "chatbot.containerBasics" $ | nindent 2 }}
-  args:
-    {{- toYaml (index . 2) | nindent 4 }}
-  resources:
-    requests:
-      cpu: 10m
-      memory: 32Mi
-    limits:
-      memory: 128Mi
-{{- end -}}
-
-{{- define "chatbot.testPodSpec" -}}
-{{ include "chatbot.podBasics" . }}
-restartPolicy: Never
-# A test that hangs is a test that failed.
-activeDeadlineSeconds: 120
+{{- /* Who the pod is, for what it sends to a collector. A variable can only name those before it. */ -}}
+{{- define "chatbot.podIdentity" -}}
+{{- $fields := list (list "POD_NAME" "metadata.name") (list "POD_NAMESPACE" "metadata.namespace") (list "POD_UID" "metadata.uid") (list "NODE_NAME" "spec.nodeName") -}}
+{{- range $fields }}
+- name: {{ index . 0 }}
+  valueFrom:
+    fieldRef:
+      fieldPath: {{ index . 1 }}
+{{- end }}
+{{- with .Values.otel.serviceName }}
+- name: OTEL_SERVICE_NAME
+  value: {{ . | quote }}
+{{- end }}
+{{- $attributes := dict
+  "k8s.namespace.name" "$(POD_NAMESPACE)"
+  "k8s.pod.name" "$(POD_NAME)"
+  "k8s.pod.uid" "$(POD_UID)"
+  "k8s.node.name" "$(NODE_NAME)"
+  "k8s.deployment.name" (include "chatbot.fullname" .)
+  "k8s.container.name" "chatbot"
+  "service.namespace" "$(POD_NAMESPACE)"
+  "service.instance.id" "$(POD_NAMESPACE).$(POD_NAME).chatbot"
+-}}
+{{- $pairs := list -}}
+{{- range $name, $value := mergeOverwrite $attributes (deepCopy .Values.otel.resourceAttributes) -}}
+{{- $pairs = append $pairs (printf "%s=%s" $name $value) -}}
+{{- end }}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: {{ join "," $pairs | quote }}
 {{- end -}}
