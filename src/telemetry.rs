@@ -7,10 +7,11 @@
 
 mod call;
 mod model;
+mod turn;
 
 use std::{io::IsTerminal as _, time::Duration};
 
-use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
     Resource,
@@ -28,6 +29,7 @@ use tracing_subscriber::{
 pub use self::{
     call::{CallSpan, CallSpans},
     model::ModelSpan,
+    turn::{Attempt, Subject, TurnTrace, attempting, is_traced},
 };
 use crate::config;
 
@@ -98,6 +100,10 @@ impl Telemetry {
             config::LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let provider = config.otlp_endpoint.as_deref().map(provider).transpose()?;
+        if let Some(provider) = &provider {
+            // For the spans that no tracing span stands for, see `turn`.
+            global::set_tracer_provider(provider.clone());
+        }
         let spans = provider.as_ref().map(|provider| {
             // Code locations and thread ids would triple a span's size and tell nobody anything.
             tracing_opentelemetry::layer()
@@ -147,6 +153,7 @@ fn provider(endpoint: &str) -> Result<SdkTracerProvider, Error> {
         .with_batch_exporter(exporter)
         // Decided before the span exists, see `call`.
         .with_sampler(Sampler::AlwaysOn)
+        .with_id_generator(turn::Ids::default())
         .with_resource(resource())
         .build())
 }
@@ -157,8 +164,13 @@ fn resource() -> Resource {
     let named = from_environment
         .get(&"service.name".into())
         .is_some_and(|name| !name.as_str().starts_with("unknown_service"));
-    let builder = Resource::builder()
+    let mut builder = Resource::builder()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    if from_environment.get(&"service.instance.id".into()).is_none() {
+        // Replicas take turns over from each other; a trace has to tell who did what.
+        let instance = uuid::Uuid::new_v4().to_string();
+        builder = builder.with_attribute(KeyValue::new("service.instance.id", instance));
+    }
     if named { builder.build() } else { builder.with_service_name("chatbot").build() }
 }
 

@@ -15,11 +15,15 @@ mod tail;
 mod take_over;
 mod watch;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use prometheus_client::registry::Registry;
 use tokio::time::timeout;
-use tracing::{Instrument as _, Span, debug, warn};
+use tracing::{debug, warn};
 
 pub use self::{
     admission::Quota,
@@ -39,6 +43,7 @@ use crate::{
     error::Kind,
     lifecycle::Lifecycle,
     store::{self, After, Begin, ConversationLog, Owner, TurnOptions},
+    telemetry::{self, Attempt, Subject},
 };
 
 /// How often a reader looks without a hint, and how often the state of another turn is looked at.
@@ -198,6 +203,7 @@ impl Turns {
         self.0.log.cancel(key, turn).await?;
         // Its owner may be dead, and nobody may be reading.
         self.spawn_take_over(key, drop);
+        self.link(key, turn).await;
         Ok(())
     }
 
@@ -216,6 +222,32 @@ impl Turns {
         Tail::new(self.clone(), key, after)
     }
 
+    /// What is traced of an owner's time with its turn, by which number and since when; `None` if the
+    /// turn is not traced.
+    fn attempt(
+        &self,
+        owner: &Owner,
+        options: &TurnOptions,
+        number: u32,
+        since: Option<SystemTime>,
+    ) -> Option<Attempt> {
+        let trace = options.trace.as_ref()?;
+        let (conversation, engine) = (owner.key.id(), Some(self.kind(options)));
+        let subject = Subject { conversation, turn: owner.turn, engine };
+        Attempt::new(trace, subject, number, since)
+    }
+
+    /// Has the span of the current call point to that of a turn, if both are traced. That a link cannot
+    /// be found is nothing that a caller should suffer from.
+    async fn link(&self, key: &ConversationKey, turn: RequestId) {
+        if telemetry::is_traced()
+            && let Ok(Some(store::Found { trace: Some(trace), .. })) =
+                self.0.log.find(key, turn).await
+        {
+            trace.link(turn);
+        }
+    }
+
     /// Runs the turn in a task of its own.
     fn run(
         &self,
@@ -224,6 +256,7 @@ impl Turns {
         text: String,
         options: &TurnOptions,
         slot: Option<Slot>,
+        attempt: Option<Attempt>,
     ) {
         let slot = slot.map(Slot::runs);
         let kind = self.kind(options);
@@ -242,10 +275,16 @@ impl Turns {
                 EngineKind::Generative | EngineKind::Augmented => this.history(&key, start).await,
             };
             let question = Question { request, text, language, history };
-            generation.run(engine.map(|engine| Asked { engine, question })).await;
+            let outcome = generation.run(engine.map(|engine| Asked { engine, question })).await;
             drop(slot);
+            outcome
         };
-        self.0.life.spawn_work(run.instrument(Span::current()));
+        let run = telemetry::attempting(attempt.as_ref(), run);
+        self.0.life.spawn_work(async move {
+            if let (Some(outcome), Some(attempt)) = (run.await, attempt) {
+                attempt.ended(outcome.name(), outcome.is_failure());
+            }
+        });
     }
 
     /// What was asked and answered before a turn. A store that cannot tell is no reason not to answer.

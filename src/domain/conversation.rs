@@ -213,6 +213,17 @@ pub enum EngineKind {
     Augmented,
 }
 
+impl EngineKind {
+    /// Its name in settings, records and spans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval => "retrieval",
+            Self::Generative => "generative",
+            Self::Augmented => "augmented",
+        }
+    }
+}
+
 /// The end of a turn that has an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {

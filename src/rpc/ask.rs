@@ -19,7 +19,7 @@ impl Chatbot {
         let engine = check.engine("engine", request.engine, &self.turns);
         let language = check.language("language_code", &request.language_code);
         check.finish()?;
-        let options = TurnOptions { engine, language };
+        let options = TurnOptions { engine, language, trace: None };
         let asked = Asked { conversation, request_id, text: request.query, options };
         let (key, mut events) = self.begin(principal, asked, None, deadline).await?;
         while events.next().await?.is_some() {}

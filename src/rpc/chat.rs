@@ -26,7 +26,7 @@ impl Chatbot {
         let language = check.language("language_code", &request.language_code);
         check.finish()?;
         let seen = convert::position(&request.resume_token)?;
-        let options = TurnOptions { engine, language };
+        let options = TurnOptions { engine, language, trace: None };
         let asked = Asked { conversation, request_id, text: request.query, options };
         let (key, events) = self.begin(principal, asked, seen, deadline).await?;
         Ok(responses(key.id(), events))

@@ -22,7 +22,7 @@ use super::{
     status,
 };
 use crate::{
-    domain::{ConversationKey, Event, Sequence},
+    domain::{ConversationKey, Event, RequestId, Sequence},
     error::Violation,
     net::Ending,
     store::{After, TurnOptions},
@@ -97,8 +97,8 @@ enum Place {
 
 /// What a message of the client came to.
 enum Done {
-    /// It is in the log of this conversation.
-    Said(ConversationKey),
+    /// It is in the log of this conversation, under this id.
+    Said(ConversationKey, RequestId),
     Stopped,
 }
 
@@ -235,11 +235,16 @@ impl Session {
         check.query("post_message.text", &message.text, self.query_bytes);
         let engine = check.engine("post_message.engine", message.engine, &self.turns);
         check.finish()?;
-        let conversation = match &self.place {
-            Place::In(tail) => Some(tail.key().id()),
+        let conversation = match &mut self.place {
+            Place::In(tail) => {
+                if !message.no_reply {
+                    tail.is_linked_to(request_id);
+                }
+                Some(tail.key().id())
+            }
             Place::Nowhere | Place::New => None,
         };
-        let options = TurnOptions { engine, language: None };
+        let options = TurnOptions { engine, ..TurnOptions::default() };
         let asked = Asked { conversation, request_id, text: message.text, options };
         let (key, begin) = asked.begin(&self.principal);
         let turns = self.turns.clone();
@@ -250,17 +255,18 @@ impl Session {
                 turns.begin(&key, begin, OnBusy::Interrupt, None).await.map(drop)
             };
             said.map_err(|error| refused(error, request_id))?;
-            Ok(Done::Said(key))
+            Ok(Done::Said(key, request_id))
         }));
         Ok(())
     }
 
     fn done(&mut self, done: Done) {
-        let Done::Said(key) = done else { return };
+        let Done::Said(key, request) = done else { return };
         match &mut self.place {
             Place::In(tail) => tail.expect_more(),
             Place::Nowhere | Place::New => {
-                let tail = self.turns.tail(&key, After::Sequence(Sequence(0)));
+                let mut tail = self.turns.tail(&key, After::Sequence(Sequence(0)));
+                tail.is_linked_to(request);
                 self.place = Place::In(Box::new(tail));
             }
         }

@@ -15,10 +15,15 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 pub(super) use self::{histories::histories, knowledge::upsert};
-use super::{Active, After, Appended, Begin, Begun, Error, Owner, Reaped, Store, TurnOptions};
-use crate::domain::{
-    Completion, ConversationId, ConversationKey, Event, EventBody, Failure, FailureReason,
-    FinishReason, Message, Position, RequestId, Sequence,
+use super::{
+    Active, After, Appended, Begin, Begun, Error, Found, Owner, Reaped, Store, TurnOptions,
+};
+use crate::{
+    domain::{
+        Completion, ConversationId, ConversationKey, Event, EventBody, Failure, FailureReason,
+        FinishReason, Message, Position, RequestId, Sequence,
+    },
+    telemetry::TurnTrace,
 };
 
 /// Time for what takes no time.

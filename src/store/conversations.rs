@@ -9,14 +9,17 @@
 //! kept for `store.retention`; deltas are kept until the next turn but one begins, or some minutes
 //! after their turn's end, since the terminal event repeats the whole text.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Hint};
-use crate::domain::{
-    ConversationKey, EngineKind, Event, EventBody, Message, Position, RequestId, Sequence,
+use crate::{
+    domain::{
+        ConversationKey, EngineKind, Event, EventBody, Message, Position, RequestId, Sequence,
+    },
+    telemetry::TurnTrace,
 };
 
 /// Conversations, in a store. Clones of an `Arc` share it; every method may be called at any time,
@@ -69,12 +72,9 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
         watching: bool,
     ) -> Result<Page, Error>;
 
-    /// Where the message of a request is, if the request is known. Changes nothing.
-    async fn find(
-        &self,
-        key: &ConversationKey,
-        request: RequestId,
-    ) -> Result<Option<Sequence>, Error>;
+    /// Looks for a request. Changes nothing.
+    async fn find(&self, key: &ConversationKey, request: RequestId)
+    -> Result<Option<Found>, Error>;
 
     /// The last messages and terminal events before a place, oldest first: at most `most`, and not much
     /// more than [`PAGE_BYTES`], but one if there is one. No deltas: what was said, not how.
@@ -130,13 +130,16 @@ impl Begin {
     }
 }
 
-/// How a turn wants to be answered.
+/// How a turn wants to be answered, and seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TurnOptions {
     /// Which engine; `None`: the server's default.
     pub engine: Option<EngineKind>,
     /// The primary language, where the caller says so.
     pub language: Option<String>,
+    /// The trace that it is part of, if it is traced. No part of what makes a request the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TurnTrace>,
 }
 
 /// What became of a `begin`.
@@ -163,6 +166,15 @@ pub enum Begun {
         /// Whether its lease is over, so that it can be reaped.
         orphaned: bool,
     },
+}
+
+/// A request that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where its message is.
+    pub start: Sequence,
+    /// The trace of its turn, if it has one that is traced.
+    pub trace: Option<TurnTrace>,
 }
 
 /// The right to append to a turn, as long as nobody has reaped it.
@@ -203,6 +215,8 @@ pub struct Reaped {
     pub start: Sequence,
     /// Owners that the turn has had, this one included.
     pub attempt: u32,
+    /// Since when the owner before had it; `None` if that had begun it, or if it is not known.
+    pub since: Option<SystemTime>,
     /// Whether a delta was logged, so that somebody may have seen it.
     pub visible: bool,
     /// Whether the turn was asked to stop.

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use opentelemetry::{
     Context, TraceFlags,
     propagation::{Extractor, TextMapPropagator as _},
-    trace::{Status, TraceContextExt as _},
+    trace::{SpanId, Status, TraceContextExt as _},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, field::Empty, info_span};
@@ -16,6 +16,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 pub(super) const SAMPLED: &str = "chatbot::call";
 /// Target of the spans that only log lines see.
 pub(super) const UNSAMPLED: &str = "chatbot::unsampled";
+
+/// The caller's span, in the context of its call.
+#[derive(Debug)]
+pub(super) struct Caller(pub(super) SpanId);
 
 /// Makes the spans of calls.
 #[derive(Debug)]
@@ -64,8 +68,9 @@ impl CallSpans {
             trace_id = Empty,
         );
         if let Some(context) = parent {
+            let caller = Caller(context.span().span_context().span_id());
             // Fails only where no OpenTelemetry layer is installed, as in tests.
-            let _ = span.set_parent(context);
+            let _ = span.set_parent(context.with_value(caller));
         }
         record_trace_id(&span, &span.context());
         CallSpan { span, sampled }

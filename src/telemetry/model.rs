@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     Array, StringValue, Value,
     propagation::{Injector, TextMapPropagator as _},
-    trace::{Status, TraceContextExt as _},
+    trace::Status,
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, info_span};
@@ -16,9 +16,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 pub struct ModelSpan(Option<Span>);
 
 impl ModelSpan {
-    /// The span of a request for `model` to the server at `host` and `port`, below the current one.
+    /// The span of a request for `model` to the server at `host` and `port`, below the current attempt's.
     pub fn start(model: &str, host: &str, port: u16) -> Self {
-        if !Span::current().context().span().span_context().is_sampled() {
+        if !super::turn::is_traced() {
             return Self(None);
         }
         let span = info_span!(

@@ -10,6 +10,7 @@ use super::{AFTER_ALL, Attached, Error, Inner, LOOK, OnBusy, PATIENCE, Turns, ad
 use crate::{
     domain::{ConversationKey, EngineKind, RequestId},
     store::{self, Active, Begin, Begun, Hint, Page},
+    telemetry::TurnTrace,
 };
 
 /// What a request was admitted with.
@@ -27,7 +28,7 @@ impl Turns {
     pub async fn begin(
         &self,
         key: &ConversationKey,
-        begin: Begin,
+        mut begin: Begin,
         busy: OnBusy,
         deadline: Option<Instant>,
     ) -> Result<Attached, Error> {
@@ -39,6 +40,7 @@ impl Turns {
             self.interrupt(key, begin.message.request).await?;
         }
         let admitted = self.admit(key, &begin, deadline).await?;
+        begin.options.trace = TurnTrace::begin();
         // A caller that goes away in the middle of the claim must not leave a turn without an owner.
         let (done, outcome) = oneshot::channel();
         let (this, key) = (self.clone(), key.clone());
@@ -150,8 +152,12 @@ impl Turns {
         let turn = begin.message.request;
         let outcome = self.claimed(key, begin, busy).await;
         if let Ok(Begun::New { owner, start }) = outcome {
-            let text = begin.message.text.clone();
-            self.run(owner, start, text, &begin.options, admitted.slot);
+            let (text, options) = (begin.message.text.clone(), &begin.options);
+            if let Some(trace) = &options.trace {
+                trace.link(turn);
+            }
+            let attempt = self.attempt(&owner, options, 1, None);
+            self.run(owner, start, text, options, admitted.slot, attempt);
             return Ok(Attached { turn, start, end: None });
         }
         if admitted.counted {
@@ -159,7 +165,10 @@ impl Turns {
         }
         match outcome? {
             Begun::New { start, .. } => Ok(Attached { turn, start, end: None }),
-            Begun::Known { start, end } => Ok(Attached { turn, start, end }),
+            Begun::Known { start, end } => {
+                self.link(key, turn).await;
+                Ok(Attached { turn, start, end })
+            }
             Begun::Busy { turn, .. } => Err(Error::InProgress(turn)),
         }
     }

@@ -56,6 +56,14 @@ impl Outcome {
         };
         Self { outcome }
     }
+
+    pub(super) fn name(self) -> &'static str {
+        self.outcome
+    }
+
+    pub(super) fn is_failure(self) -> bool {
+        !matches!(self.outcome, "answered" | "unanswered" | "cancelled")
+    }
 }
 
 impl Metrics {

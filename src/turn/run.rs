@@ -102,8 +102,9 @@ impl Generation {
         }
     }
 
-    /// Runs to the turn's end. `None`: there is nobody who could answer.
-    pub(super) async fn run(mut self, asked: Option<Asked>) {
+    /// Runs to the turn's end, and tells it if this run has logged it. Asked `None`, there is nobody who
+    /// could answer.
+    pub(super) async fn run(mut self, asked: Option<Asked>) -> Option<Outcome> {
         let verdict = match asked {
             None => Verdict::End(self.failed(FailureReason::Internal)),
             Some(asked) => {
@@ -119,10 +120,14 @@ impl Generation {
             other => other,
         };
         match verdict {
-            Verdict::Ended(outcome) => self.turns.0.metrics.ended(outcome),
+            Verdict::Ended(outcome) => {
+                self.turns.0.metrics.ended(outcome);
+                Some(outcome)
+            }
             // Whoever reads the turn next ends it.
             Verdict::End(_) | Verdict::Lost => {
                 warn!(turn = %self.owner.turn, epoch = self.owner.epoch, "the turn is lost");
+                None
             }
         }
     }

@@ -12,7 +12,11 @@ use super::{Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, watch::ReaderGu
 use crate::{
     domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
     store::{self, After, Hint, Page},
+    telemetry,
 };
+
+/// Turns that the call of one reader points to at most: a span takes no more.
+const LINKS: usize = 128;
 
 /// Reads a conversation. Its methods can be dropped and called again at any time.
 #[derive(Debug)]
@@ -29,6 +33,9 @@ pub struct Tail {
     /// Since when a turn without an owner cannot be taken over: a store may be read and not written, as
     /// on a full disk.
     stuck: Arc<Mutex<Option<Instant>>>,
+    /// The turns that the reader's call points to, if it is traced; `None` for the reader of one turn,
+    /// whose call does so since its beginning.
+    linked: Option<Vec<RequestId>>,
     /// Counts as a reader of the conversation.
     _guard: ReaderGuard,
 }
@@ -40,7 +47,8 @@ impl Tail {
         let key = key.clone();
         let (down, stuck) = (None, Arc::default());
         let (caught_up, idle) = (false, false);
-        Self { turns, key, after, hint, caught_up, idle, down, stuck, _guard: guard }
+        let linked = Some(Vec::new());
+        Self { turns, key, after, hint, caught_up, idle, down, stuck, linked, _guard: guard }
     }
 
     /// The conversation.
@@ -59,6 +67,16 @@ impl Tail {
         self.idle = false;
     }
 
+    /// The reader's call points to this turn already: it begins it.
+    pub fn is_linked_to(&mut self, turn: RequestId) {
+        if let Some(linked) = &mut self.linked
+            && telemetry::is_traced()
+            && linked.len() < LINKS
+        {
+            linked.push(turn);
+        }
+    }
+
     /// The next events; waits until there are some. None at all says, once, that the conversation has
     /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
@@ -73,6 +91,12 @@ impl Tail {
                 self.caught_up = false;
             }
             if let Some(Page { events, active, more }) = self.read().await? {
+                let newest = active.map(|active| active.turn);
+                let newest = newest.or_else(|| events.last().and_then(|event| event.turn));
+                if let Some(turn) = newest {
+                    // Before anything is changed: a drop meanwhile must not lose the page.
+                    self.link(turn).await;
+                }
                 let orphaned = active.is_some_and(|active| active.orphaned);
                 let rested = self.idle;
                 self.idle = active.is_none() && !more;
@@ -101,6 +125,15 @@ impl Tail {
 
     fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn link(&mut self, turn: RequestId) {
+        let Some(linked) = &self.linked else { return };
+        if !telemetry::is_traced() || linked.len() >= LINKS || linked.contains(&turn) {
+            return;
+        }
+        self.turns.link(&self.key, turn).await;
+        self.is_linked_to(turn);
     }
 
     /// `None` while the store is down.
@@ -157,6 +190,7 @@ impl TurnTail {
         let Attached { turn, start, end } = attached;
         let beginning = After::Sequence(Sequence(start.0.saturating_sub(1)));
         let tail = Tail::new(turns, key, seen.map_or(beginning, After::Position));
+        let tail = Tail { linked: None, ..tail };
         Self { tail, turn, start, end, seen, outcome: None }
     }
 

@@ -1,5 +1,7 @@
 //! Taking over: what becomes of a turn whose owner is gone.
 
+use std::time::SystemTime;
+
 use tracing::{Instrument as _, Span, info, warn};
 
 use super::{ATTEMPTS, Error, PAGE, Turns, metrics::Outcome, stopped};
@@ -17,8 +19,13 @@ impl Turns {
         }
         let Some(reaped) = self.0.log.reap(key).await? else { return Ok(()) };
         self.0.metrics.takeovers.inc();
-        let Reaped { owner, start, attempt, visible, cancelled, options } = reaped;
+        let Reaped { owner, start, attempt, since, visible, cancelled, options } = reaped;
         let (turn, epoch) = (owner.turn, owner.epoch);
+        let now = SystemTime::now();
+        if let Some(before) = self.attempt(&owner, &options, attempt.saturating_sub(1), since) {
+            before.lost();
+        }
+        let traced = self.attempt(&owner, &options, attempt, Some(now));
         info!(%turn, epoch, attempt, visible, cancelled, "the turn's owner is gone, taking over");
         let (message, partial) = self.so_far(key, start, turn).await?;
         let failed = |reason, partial_text| EventBody::Failed(Failure { reason, partial_text });
@@ -31,7 +38,7 @@ impl Turns {
             Some(text) if !visible && attempt <= ATTEMPTS => {
                 // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
                 let slot = self.0.admission.free_slot();
-                self.run(owner, start, text, &options, slot);
+                self.run(owner, start, text, &options, slot, traced);
                 return Ok(());
             }
             _ => failed(FailureReason::Interrupted, partial),
@@ -40,6 +47,9 @@ impl Turns {
         // If this replica dies now, the next reader does the same again.
         if let Appended::Stored { .. } = self.0.log.append(&owner, 1, &[end]).await? {
             self.0.metrics.ended(outcome);
+            if let Some(attempt) = traced {
+                attempt.ended(outcome.name(), outcome.is_failure());
+            }
         }
         Ok(())
     }

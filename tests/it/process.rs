@@ -6,19 +6,13 @@ use chatbot::pb::{
     chatbot::v1::{AskRequest, chatbot_client::ChatbotClient},
     health::v1::{HealthCheckRequest, health_client::HealthClient},
 };
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    common::v1::any_value::Value,
-    trace::v1::{Span, span::SpanKind},
-};
-use tokio::{sync::mpsc, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tonic::Request;
 
-use crate::support::{LONG, Process, binary, channel, folder, metric, serve};
+use crate::{
+    collector::{Collector, attribute, hex},
+    support::{LONG, Process, binary, channel, folder, metric, serve},
+};
 
 struct Finished {
     code: Option<i32>,
@@ -273,70 +267,6 @@ fn json_logs_are_one_object_a_line() {
     }
 }
 
-struct Receiver(mpsc::Sender<ExportTraceServiceRequest>);
-
-#[tonic::async_trait]
-impl TraceService for Receiver {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.send(request.into_inner()).await.map_err(|_| Status::unavailable("over"))?;
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-/// A receiver of traces.
-pub(crate) struct Collector {
-    exported: mpsc::Receiver<ExportTraceServiceRequest>,
-    tasks: JoinSet<Result<(), tonic::transport::Error>>,
-}
-
-impl Collector {
-    /// A receiver, and the setting that sends traces to it.
-    pub(crate) async fn start() -> (Self, String) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-        let (sender, exported) = mpsc::channel(100);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(
-            tonic::transport::Server::builder()
-                .add_service(TraceServiceServer::new(Receiver(sender)))
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        (Self { exported, tasks }, format!("telemetry.otlp_endpoint={endpoint}"))
-    }
-
-    /// What has come, once the sender has ended.
-    pub(crate) async fn spans(&mut self) -> Vec<Span> {
-        self.tasks.abort_all();
-        while self.tasks.join_next().await.is_some() {}
-        let mut spans = Vec::new();
-        while let Ok(request) = self.exported.try_recv() {
-            for resource in request.resource_spans {
-                let attributes = resource.resource.expect("a resource").attributes;
-                let name = attributes.iter().find(|attribute| attribute.key == "service.name");
-                let name = name.and_then(|name| name.value.clone()).and_then(|name| name.value);
-                assert_eq!(name, Some(Value::StringValue("chatbot".to_owned())));
-                spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
-            }
-        }
-        spans
-    }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
-}
-
-pub(crate) fn attribute(span: &Span, key: &str) -> Option<String> {
-    let attribute = span.attributes.iter().find(|attribute| attribute.key == key)?;
-    match attribute.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(text) => Some(text.clone()),
-        other => Some(format!("{other:?}")),
-    }
-}
-
 // Two threads: the test blocks on the process while its collector has to answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_call_before_a_stop_is_traced_to_the_end() {
@@ -361,6 +291,8 @@ async fn the_last_call_before_a_stop_is_traced_to_the_end() {
     assert_eq!(status.code(), Some(0), "{lines:#?}");
 
     let mut spans = collector.spans().await;
+    let turns = spans.extract_if(.., |span| span.kind() == SpanKind::Internal).count();
+    assert_eq!(turns, 2, "the turn of the one that was answered, and its attempt: {lines:#?}");
     assert_eq!(spans.len(), 2, "only calls, and only sampled ones: {spans:#?} {lines:#?}");
     spans.sort_by_key(|span| span.start_time_unix_nano);
     for (span, code) in spans.iter().zip(["OK", "INVALID_ARGUMENT"]) {

@@ -7,15 +7,20 @@ use std::{
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use chatbot::{
     app::{App, Options},
     config::{Config, Sources},
     lifecycle::Lifecycle,
+    telemetry::Telemetry,
 };
 
-use crate::{scripted::Paced, support::settings};
+use crate::{
+    scripted::Paced,
+    support::{LONG, settings},
+};
 
 /// The settings of a replica, one a line; set for no other test.
 const SETTINGS: &str = "CHATBOT_TEST_REPLICA";
@@ -33,10 +38,13 @@ fn a_replica() {
         std::process::exit(0);
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    let runtime = runtime.expect("a runtime");
+    let telemetry = runtime.block_on(async {
         let overrides = settings.lines().map(str::to_owned).collect();
         let sources = Sources { overrides, ..Sources::default() };
         let config = Config::load(&sources).expect("good settings");
+        let traced = config.telemetry.otlp_endpoint.is_some();
+        let telemetry = traced.then(|| Telemetry::set_up(&config.telemetry).expect("telemetry"));
         let life = Lifecycle::new();
         life.handle_signals().expect("signal handlers");
         let options = Options { generative: Some(Arc::new(Paced { notes })), ..Options::default() };
@@ -45,7 +53,12 @@ fn a_replica() {
         let served = format!("\nserving {} {}\n", addresses.server, addresses.ops);
         std::io::stdout().write_all(served.as_bytes()).expect("a reader");
         app.run().await;
+        telemetry
     });
+    // As the binary does: last of all, while the runtime drives the exporter's connection.
+    if let Some(telemetry) = telemetry {
+        telemetry.flush();
+    }
 }
 
 /// A running replica; killed when dropped.
@@ -90,6 +103,16 @@ impl Replica {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status().expect("kill runs");
         assert!(status.success());
+    }
+
+    /// Asks it to stop, and waits for its end.
+    pub(crate) async fn stop(&mut self) {
+        self.signal("TERM");
+        let deadline = Instant::now() + LONG;
+        while self.child.try_wait().expect("a child").is_none() {
+            assert!(Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     pub(crate) fn kill(&mut self) {

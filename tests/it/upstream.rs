@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::{
+    collector::{Collector, attribute, hex},
     conversations::{chat, completed, delta, failed, next, reason, request, rest, text},
     model::{Call, Model},
-    process::{Collector, attribute, hex},
     support::{Process, Running, channel, eventually, folder, metric, report, serve, start},
 };
 
@@ -703,6 +703,10 @@ async fn a_traced_call_is_a_span_and_goes_on_in_the_model() {
     assert_eq!(process.wait().0.code(), Some(0));
 
     let mut spans = collector.spans().await;
+    for span in spans.iter().filter(|span| span.kind() == SpanKind::Client) {
+        let attempt = spans.iter().find(|other| other.span_id == span.parent_span_id);
+        assert_eq!(attempt.expect("the attempt that asks").name, "attempt");
+    }
     spans.retain(|span| span.kind() == SpanKind::Client);
     spans.sort_by_key(|span| span.start_time_unix_nano);
     assert_eq!(spans.len(), 2, "{spans:#?}");

@@ -76,7 +76,7 @@ async fn a_request_is_known_with_its_end(Replicas { here, there, .. }: &Replicas
     let known = there.begin(&key, &begin).await.expect("a begin");
     assert_eq!(known, Begun::Known { start, end: None });
     let found = there.find(&key, begin.message.request).await.expect("a look");
-    assert_eq!(found, Some(start));
+    assert_eq!(found, Some(Found { start, trace: None }));
     assert_eq!(there.find(&key, request()).await.expect("a look"), None);
     assert_eq!(there.find(&fresh(), begin.message.request).await.expect("a look"), None);
     let end = stored(&**here, &owner, 1, &[delta("hi"), completed("hi")]).await;

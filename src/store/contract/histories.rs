@@ -334,6 +334,8 @@ impl<'a> History<'a> {
             owner: taken.owner,
             start: turn.start,
             attempt: turn.owners,
+            // A time, which the contract of reaps looks at.
+            since: taken.since,
             visible: !turn.deltas.is_empty(),
             cancelled: turn.cancelled,
             options: turn.begin.options.clone(),

@@ -180,14 +180,23 @@ async fn of_many_reaps_one_succeeds(Replicas { here, there, lease, .. }: &Replic
 
 async fn a_reap_tells_what_the_turn_was(Replicas { here, there, lease, .. }: &Replicas) {
     let key = fresh();
-    let options =
-        TurnOptions { engine: Some(EngineKind::Augmented), language: Some("ko-KR".to_owned()) };
+    let (engine, language) = (Some(EngineKind::Augmented), Some("ko-KR".to_owned()));
+    let trace = Some(TurnTrace::example());
+    let options = TurnOptions { engine, language, trace: trace.clone() };
     let begin = Begin { options: options.clone(), ..says(request(), "hello") };
     let (first, start) = new_turn(&**here, &key, &begin).await;
+    let found = there.find(&key, first.turn).await.expect("a look");
+    assert_eq!(found, Some(Found { start, trace }));
+    // The same request in another trace is the same.
+    let again = Begin { options: TurnOptions { trace: None, ..options.clone() }, ..begin };
+    let known = there.begin(&key, &again).await.expect("a begin");
+    assert_eq!(known, Begun::Known { start, end: None });
     let taken = reaped(&**there, &key, *lease).await;
-    let (attempt, visible, cancelled) = (2, false, false);
+    let (attempt, since, visible, cancelled) = (2, None, false, false);
     let owner = taken.owner.clone();
-    let expected = Reaped { owner, start, attempt, visible, cancelled, options: options.clone() };
+    let options_of_it = options.clone();
+    let expected =
+        Reaped { owner, start, attempt, since, visible, cancelled, options: options_of_it };
     assert_eq!(taken, expected);
     assert_eq!(taken.owner.turn, first.turn);
 
@@ -197,12 +206,22 @@ async fn a_reap_tells_what_the_turn_was(Replicas { here, there, lease, .. }: &Re
     let second = reaped(&**here, &key, *lease).await;
     let owner = second.owner.clone();
     assert!(owner.epoch > taken.owner.epoch);
-    let expected = Reaped { owner, start, attempt: 3, visible: true, cancelled: true, options };
+    let since = second.since.expect("the time of the first reap");
+    assert!(since.elapsed().unwrap_or_default() < SOON);
+    let (attempt, visible, cancelled) = (3, true, true);
+    let expected =
+        Reaped { owner, start, attempt, since: Some(since), visible, cancelled, options };
     assert_eq!(second, expected);
     let cancelled = here.append(&second.owner, 1, &[delta("x")]).await.expect("an append");
     assert_eq!(cancelled, Appended::Cancelled);
     stored(&**here, &second.owner, 1, &[interrupted("half an ")]).await;
     assert_eq!(active(&**there, &key).await, None);
+
+    // What is told of the next turn is its own.
+    new_turn(&**here, &key, &says(request(), "and?")).await;
+    let next = reaped(&**there, &key, *lease).await;
+    assert_eq!((next.attempt, next.since, next.options.trace), (2, None, None));
+    stored(&**there, &next.owner, 1, &[completed("hi")]).await;
 }
 
 async fn an_owner_that_nobody_reaped_goes_on(Replicas { here, there, lease, .. }: &Replicas) {

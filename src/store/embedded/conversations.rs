@@ -6,8 +6,8 @@ use redb::{Database, ReadableDatabase as _};
 
 use super::{
     super::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Error, Hint, Owner, PAGE_BYTES,
-        Page, Reaped,
+        Active, After, Appended, Begin, Begun, ConversationLog, Error, Found, Hint, Owner,
+        PAGE_BYTES, Page, Reaped,
     },
     Embedded,
     file::down,
@@ -72,7 +72,7 @@ impl ConversationLog for Embedded {
         &self,
         key: &ConversationKey,
         request: RequestId,
-    ) -> Result<Option<Sequence>, Error> {
+    ) -> Result<Option<Found>, Error> {
         let digest = key.digest();
         self.look(move |database| {
             let transaction = database.begin_read().map_err(down)?;
@@ -80,7 +80,8 @@ impl ConversationLog for Embedded {
             let row = requests.get((&digest.0, request.0.as_bytes())).map_err(down)?;
             let Some(row) = row else { return Ok(None) };
             let known: Request = decode(row.value(), || named(&digest.0))?;
-            Ok(Some(known.start))
+            let trace = known.options.and_then(|options| options.trace);
+            Ok(Some(Found { start: known.start, trace }))
         })
         .await
     }

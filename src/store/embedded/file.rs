@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::{
     super::Error,
     tables::{Fault, prepare, sound, write},
-    turns::interrupt_all,
+    turns::{Interrupted, interrupt_all},
 };
 
 /// The open database; `None` while it is down.
@@ -156,9 +156,14 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
 /// Checks what another process has left, and ends the turns that it had open.
 fn take_over(database: &Database) -> Result<(), Error> {
     sound(database)?;
-    let (turns, _) = write(database, |tables| interrupt_all(tables).map_err(Fault::into_error))?;
+    let (interrupted, _) =
+        write(database, |tables| interrupt_all(tables).map_err(Fault::into_error))?;
+    let Interrupted { turns, traced } = interrupted;
     if turns > 0 {
         info!(turns, "turns that were open are ended as interrupted");
+    }
+    for attempt in traced {
+        attempt.ended("interrupted", true);
     }
     Ok(())
 }

@@ -38,6 +38,9 @@ pub(super) struct Turn {
     pub(super) start: Sequence,
     /// Owners so far.
     pub(super) attempt: u32,
+    /// When the last of them took it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) taken: Option<SystemTime>,
     /// A delta was logged.
     pub(super) visible: bool,
     pub(super) cancelled: bool,

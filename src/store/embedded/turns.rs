@@ -13,9 +13,12 @@ use super::{
     records::{Conversation, Request, Turn},
     tables::{Fault, Id, Tables, decode, named},
 };
-use crate::domain::{
-    ConversationDigest, ConversationKey, Event, EventBody, Failure, FailureReason, RequestId,
-    Sequence,
+use crate::{
+    domain::{
+        ConversationDigest, ConversationKey, Event, EventBody, Failure, FailureReason, RequestId,
+        Sequence,
+    },
+    telemetry::{Attempt, Subject},
 };
 
 /// A request that may be part of a conversation: either it is known, or there is a conversation, old
@@ -71,6 +74,7 @@ pub(super) fn begin(
         request: begin.message.request,
         start,
         attempt: 1,
+        taken: None,
         visible: false,
         cancelled: false,
         over: false,
@@ -239,25 +243,36 @@ pub(super) fn reap(
         return Ok(None);
     };
     let request = tables.request_of(digest, turn)?;
+    let now = SystemTime::now();
     conversation.epoch += 1;
     turn.attempt += 1;
+    let since = turn.taken.replace(now);
     turn.number = 0;
     let reaped = Reaped {
         owner: Owner { key: key.clone(), turn: turn.request, epoch: conversation.epoch },
         start: turn.start,
         attempt: turn.attempt,
+        since,
         visible: turn.visible,
         cancelled: turn.cancelled,
         options: request.options.unwrap_or_default(),
     };
-    tables.put_conversation(digest, &mut conversation, SystemTime::now())?;
+    tables.put_conversation(digest, &mut conversation, now)?;
     tables.effects.owned.push(digest);
     leases.renew(digest);
     Ok(Some(reaped))
 }
 
-/// Ends every turn that is open: the process that owned it is gone. Returns how many there were.
-pub(super) fn interrupt_all(tables: &mut Tables<'_>) -> Result<usize, Fault> {
+/// The turns that were ended at the start.
+#[derive(Debug, Default)]
+pub(super) struct Interrupted {
+    pub(super) turns: usize,
+    /// The last attempts of those that are traced.
+    pub(super) traced: Vec<Attempt>,
+}
+
+/// Ends every turn that is open: the process that owned it is gone.
+pub(super) fn interrupt_all(tables: &mut Tables<'_>) -> Result<Interrupted, Fault> {
     let mut open: Vec<Id> = Vec::new();
     for row in tables.conversations.iter()? {
         let (digest, conversation) = row?;
@@ -267,16 +282,25 @@ pub(super) fn interrupt_all(tables: &mut Tables<'_>) -> Result<usize, Fault> {
             open.push(*digest);
         }
     }
+    let mut interrupted = Interrupted { turns: open.len(), traced: Vec::new() };
     for digest in &open {
-        interrupt(tables, ConversationDigest(*digest))?;
+        interrupted.traced.extend(interrupt(tables, ConversationDigest(*digest))?);
     }
-    Ok(open.len())
+    Ok(interrupted)
 }
 
-fn interrupt(tables: &mut Tables<'_>, digest: ConversationDigest) -> Result<(), Fault> {
-    let Some(mut conversation) = tables.conversation(digest)? else { return Ok(()) };
-    let Some(mut turn) = conversation.turn.take() else { return Ok(()) };
+fn interrupt(
+    tables: &mut Tables<'_>,
+    digest: ConversationDigest,
+) -> Result<Option<Attempt>, Fault> {
+    let Some(mut conversation) = tables.conversation(digest)? else { return Ok(None) };
+    let Some(mut turn) = conversation.turn.take() else { return Ok(None) };
     let request = tables.request_of(digest, &turn)?;
+    let attempt = request.options.as_ref().and_then(|options| {
+        let (conversation, engine) = (conversation.id, options.engine);
+        let subject = Subject { conversation, turn: turn.request, engine };
+        Attempt::new(options.trace.as_ref()?, subject, turn.attempt, turn.taken)
+    });
     let mut partial_text = String::new();
     for row in tables.events.range((&digest.0, turn.start.0)..=(&digest.0, turn.last.0))? {
         let event: Event = decode(row?.1.value(), || named(&digest.0))?;
@@ -289,5 +313,6 @@ fn interrupt(tables: &mut Tables<'_>, digest: ConversationDigest) -> Result<(), 
     turn.last = tables.log(digest, &mut conversation, Some(turn.request), body, now)?;
     tables.end_turn(digest, &mut turn, request, now)?;
     conversation.turn = Some(turn);
-    tables.put_conversation(digest, &mut conversation, now)
+    tables.put_conversation(digest, &mut conversation, now)?;
+    Ok(attempt)
 }

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
     store::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Owner, PAGE_BYTES, Page, Reaped,
-        WATCHED,
+        Active, After, Appended, Begin, Begun, ConversationLog, Found, Owner, PAGE_BYTES, Page,
+        Reaped, TurnOptions, WATCHED,
     },
 };
 
@@ -156,16 +156,16 @@ impl ConversationLog for Redis {
         if reply.word()? == "none" {
             return Ok(None);
         }
-        let options = serde_json::from_str(&reply.text(7)?)
-            .map_err(|error| Error::Corrupt(format!("a turn's options: {}", place(&error))))?;
+        let since = if reply.text(8)?.is_empty() { None } else { Some(reply.number(8)?) };
         let turn = request(&reply, 1)?;
         Ok(Some(Reaped {
             owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },
             start: Sequence(reply.number(3)?),
             attempt: u32::try_from(reply.number(4)?).unwrap_or(u32::MAX),
+            since: since.map(|since| SystemTime::UNIX_EPOCH + Duration::from_millis(since)),
             visible: reply.flag(5)?,
             cancelled: reply.flag(6)?,
-            options,
+            options: options(&reply.text(7)?)?,
         }))
     }
 
@@ -207,14 +207,17 @@ impl ConversationLog for Redis {
         &self,
         key: &ConversationKey,
         request: RequestId,
-    ) -> Result<Option<Sequence>, Error> {
+    ) -> Result<Option<Found>, Error> {
         let keys = self.conversation_keys(key);
         let names = [keys.request(request)];
         let reply = self.call(Operation::Find, &keys, &names, &[], Worth::Usual).await?;
         if reply.text(1)?.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Sequence(reply.number(1)?)))
+        let kept = reply.text(2)?;
+        // A message that wants no answer has none.
+        let trace = if kept.is_empty() { None } else { options(&kept)?.trace };
+        Ok(Some(Found { start: Sequence(reply.number(1)?), trace }))
     }
 
     async fn history(
@@ -279,6 +282,11 @@ fn millis(duration: Duration) -> String {
 fn request(reply: &Reply, index: usize) -> Result<RequestId, Error> {
     let id = reply.text(index)?.parse().map_err(|_| reply.unexpected(index))?;
     Ok(RequestId(id))
+}
+
+fn options(kept: &str) -> Result<TurnOptions, Error> {
+    serde_json::from_str(kept)
+        .map_err(|error| Error::Corrupt(format!("a turn's options: {}", place(&error))))
 }
 
 fn refusal(reply: &Reply) -> Error {

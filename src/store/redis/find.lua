@@ -1,2 +1,3 @@
--- Where the message of a request is, if the request is known.
-return {'found', redis.call('HGET', KEYS[1], 'start') or ''}
+-- Where the message of a request is, if the request is known, and the options of its turn.
+local known = redis.call('HMGET', KEYS[1], 'start', 'options')
+return {'found', known[1] or '', known[2] or ''}

@@ -32,6 +32,23 @@ async fn swept_after(store: &Embedded, later: Duration) -> u64 {
     }
 }
 
+#[test]
+fn records_of_before_turns_were_traced_are_read() {
+    let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+    let conversation = format!(
+        r#"{{"principal":"alice","id":"{id}","counter":2,"epoch":1,"turn":{{"request":"{id}","start":1,"attempt":1,"visible":true,"cancelled":false,"over":false,"number":1,"last":2}},"previous":0,"touched":7}}"#
+    );
+    let what = || "a record".to_owned();
+    let read: records::Conversation =
+        tables::decode(conversation.as_bytes(), what).expect("a conversation");
+    assert_eq!(read.active().expect("a turn").taken, None);
+    let request = r#"{"fingerprint":"f","start":1,"end":null,"options":{"engine":"augmented","language":"ko"}}"#;
+    let read: records::Request = tables::decode(request.as_bytes(), what).expect("a request");
+    assert_eq!(read.options.as_ref().expect("options").trace, None);
+    // What is not traced is written as it was, so that an older version reads it too.
+    assert_eq!(tables::encode(&read).expect("JSON"), request.as_bytes());
+}
+
 #[tokio::test]
 async fn a_restart_ends_what_was_open_and_keeps_the_text() {
     let folder = folder();
