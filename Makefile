@@ -51,5 +51,5 @@ chart-policy: ## of these: checkov and kube-score
 engine: ## the image and the compose file, on a Docker engine
 	tests/engine/run
 
-e2e: ## chart and manifests, on the cluster of KUBECONFIG
+e2e: ## chart and manifests, on the cluster of KUBECONFIG: one pod, then replicas with users (needs images of chatbot and redis there)
 	tests/e2e/run

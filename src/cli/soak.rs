@@ -4,7 +4,7 @@
 //! nothing: run it, do that, and read the last line. A turn is whole if its events came in order and ended
 //! with one terminal event, if the pieces make up the text, and if the same request, sent again when it is
 //! over, is answered by the same events, from whichever replica that asks. Turns begin at the rate whether
-//! others have ended or not.
+//! others have ended or not. SIGINT and SIGTERM end it early; what is open then is waited for.
 //!
 //! Exit code 0 if all turns were whole, 4 if one failed or was not, 2 and 3 as in `health`.
 
@@ -90,9 +90,11 @@ async fn soak(addresses: Vec<String>, options: Options) -> Result<ExitCode, Fail
     let clients = clients.collect::<Result<Vec<_>, Error>>()?;
     // A wrong address is told at once, not once for each turn.
     clients[0].connect().await?;
-    let interrupted = signal(SignalKind::interrupt());
-    let mut interrupted =
-        interrupted.map_err(|error| Failure::Usage(format!("signals cannot be heard: {error}")))?;
+    let hear = |kind| {
+        signal(kind).map_err(|error| Failure::Usage(format!("signals cannot be heard: {error}")))
+    };
+    let mut interrupted = hear(SignalKind::interrupt())?;
+    let mut terminated = hear(SignalKind::terminate())?;
 
     let start = Instant::now();
     let mut begins = interval(Duration::from_secs_f64(1.0 / rate));
@@ -116,7 +118,8 @@ async fn soak(addresses: Vec<String>, options: Options) -> Result<ExitCode, Fail
             }
             Some(outcome) = open.next() => count.add(outcome),
             _ = reports.tick() => count.report(start.elapsed()),
-            _ = interrupted.recv() => {
+            // Those that are open are waited for, unless it is said twice.
+            _ = async { tokio::select! { _ = interrupted.recv() => {}, _ = terminated.recv() => {} } } => {
                 if !begins_more {
                     break;
                 }
