@@ -17,7 +17,7 @@ use std::{
 use clap::Args;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
 
@@ -119,7 +119,7 @@ async fn soak(addresses: Vec<String>, options: Options) -> Result<ExitCode, Fail
             Some(outcome) = open.next() => count.add(outcome),
             _ = reports.tick() => count.report(start.elapsed()),
             // Those that are open are waited for, unless it is said twice.
-            _ = async { tokio::select! { _ = interrupted.recv() => {}, _ = terminated.recv() => {} } } => {
+            () = told_to_end(&mut interrupted, &mut terminated) => {
                 if !begins_more {
                     break;
                 }
@@ -128,6 +128,13 @@ async fn soak(addresses: Vec<String>, options: Options) -> Result<ExitCode, Fail
         }
     }
     Ok(count.conclude(start.elapsed(), open.len()))
+}
+
+async fn told_to_end(interrupted: &mut Signal, terminated: &mut Signal) {
+    tokio::select! {
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
 }
 
 /// A turn that was whole.

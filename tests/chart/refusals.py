@@ -174,6 +174,17 @@ REFUSED = [
         {"service": {"externalTrafficPolicy": "Local"}},
         ["service.externalTrafficPolicy", "leave it unset"],
     ),
+    (
+        "a volume under the chart's name",
+        {"tls": {"enabled": True, "existingSecret": "a"}, "extraVolumes": [{"name": "tls", "emptyDir": {}}]},
+        ["extraVolumes has tls", "another name"],
+    ),
+    (
+        "a mount over the chart's",
+        {"extraVolumeMounts": [{"name": "a", "mountPath": "/etc/chatbot/"}]},
+        ["extraVolumeMounts has /etc/chatbot/", "elsewhere"],
+    ),
+    ("a sidecar under the server's name", {"sidecars": [{"name": "chatbot"}]}, ["have chatbot", "another name"]),
     ("a route to no gateway", {"grpcRoute": {"enabled": True}}, ["grpcRoute.parentRefs is empty"]),
     ("an Ingress for no host", {"ingress": {"enabled": True}}, ["ingress.hosts is empty"]),
     (

@@ -321,6 +321,8 @@ def promise_existing_config(values_files):
     for section, keys in derived.items():
         expected |= {f"CHATBOT__{section.upper()}__{key.upper()}": value for key, value in keys.items()}
     equal(variables(server(objects)), expected)
+    # The chart cannot see when it changes.
+    assert "annotations" not in only(objects, "Deployment")["spec"]["template"]["metadata"]
 
 
 def promise_identity(values_files):

@@ -207,6 +207,33 @@ is reported in one go. */ -}}
 {{- $_ := set $taken .name "it is there twice, and the API server rejects that" -}}
 {{- end -}}
 
+{{- $files := include "chatbot.files" . | fromYamlArray -}}
+{{- $volumes := list "config" "knowledge" "data" -}}
+{{- $mounts := list "/etc/chatbot" "/knowledge" "/data" -}}
+{{- range $files -}}
+{{- $volumes = append $volumes .volume -}}
+{{- $mounts = append $mounts (include "chatbot.folder" .volume) -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name $volumes -}}
+{{- $problems = append $problems (printf "extraVolumes has %s, which is the name of a volume of the chart's, or there twice: give it another name." .name) -}}
+{{- end -}}
+{{- $volumes = append $volumes .name -}}
+{{- end -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if has (trimSuffix "/" .mountPath) $mounts -}}
+{{- $problems = append $problems (printf "extraVolumeMounts has %s, where the chart mounts something, or which is there twice: mount it elsewhere." .mountPath) -}}
+{{- end -}}
+{{- $mounts = append $mounts (trimSuffix "/" .mountPath) -}}
+{{- end -}}
+{{- $containers := list "chatbot" -}}
+{{- range concat .Values.initContainers .Values.sidecars -}}
+{{- if has .name $containers -}}
+{{- $problems = append $problems (printf "initContainers or sidecars have %s, which is the name of another container: give it another name." .name) -}}
+{{- end -}}
+{{- $containers = append $containers .name -}}
+{{- end -}}
+
 {{- with .Values.networkPolicy -}}
 {{- if and .enabled .ops.metricsFrom (not .ops.probeFrom) -}}
 {{- $problems = append $problems "networkPolicy.ops.metricsFrom is set without probeFrom: an empty probeFrom opens the ops port to everybody, so that metricsFrom has no effect. Set both, with the nodes' addresses in probeFrom." -}}
