@@ -85,12 +85,17 @@ impl From<Error> for Status {
             details.set_retry_info(Some(retry_after(&error)));
         }
         let mut status = Self::with_error_details(code, message, details);
-        if code == Code::ResourceExhausted {
-            // The only word that gRPC's own retry listens to (gRFC A6).
-            let pushback = retry_after(&error).as_millis();
-            if let Ok(pushback) = pushback.to_string().parse() {
-                status.metadata_mut().insert("grpc-retry-pushback-ms", pushback);
+        // The only word that gRPC's own retry listens to (gRFC A6); less than nothing is never.
+        let pushback = match error {
+            // The same request would be told the same again.
+            Error::TurnFailed(_) => Some("-1".to_owned()),
+            _ if code == Code::ResourceExhausted => {
+                Some(retry_after(&error).as_millis().to_string())
             }
+            _ => None,
+        };
+        if let Some(pushback) = pushback.and_then(|pushback| pushback.parse().ok()) {
+            status.metadata_mut().insert("grpc-retry-pushback-ms", pushback);
         }
         status
     }
@@ -233,6 +238,19 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("LOG_UNAVAILABLE"));
         assert_eq!(details.retry_info().and_then(|retry| retry.retry_delay), Some(RETRY));
+    }
+
+    #[test]
+    fn the_end_of_a_turn_is_not_asked_for_again_by_libraries() {
+        let pushback = |error: Error| {
+            let status = Status::from(error);
+            let pushback = status.metadata().get("grpc-retry-pushback-ms");
+            pushback.map(|pushback| pushback.to_str().expect("text").to_owned())
+        };
+        let failed = Error::TurnFailed(crate::domain::FailureReason::Interrupted);
+        assert_eq!(pushback(failed).as_deref(), Some("-1"));
+        assert_eq!(pushback(Error::Full).as_deref(), Some("1000"));
+        assert_eq!(pushback(Error::Leaving), None);
     }
 
     #[test]
