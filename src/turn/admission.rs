@@ -14,7 +14,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -73,13 +73,26 @@ pub(super) enum Refusal {
 pub(super) struct Admission {
     quota: Quota,
     slots: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    /// Moving average of how long slots are held, in seconds; 0 before the first.
-    held: Arc<Mutex<f64>>,
-    /// When the last of those who were told to come back will find a slot.
-    line: Mutex<Option<Instant>>,
+    flow: Arc<Flow>,
     buckets: Mutex<HashMap<String, Bucket>>,
     metrics: Metrics,
+}
+
+/// How slots become free, and who waits for them.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Here, in the queue.
+    waiting: AtomicUsize,
+    pace: Mutex<Pace>,
+}
+
+#[derive(Debug, Default)]
+struct Pace {
+    /// From one slot that becomes free to the next, by the moving average of how long they are held; zero
+    /// before the first.
+    interval: Duration,
+    /// When the last of those who were told to come back will find a slot.
+    line: Option<Instant>,
 }
 
 /// A generation's place, until it is dropped.
@@ -88,7 +101,8 @@ pub(super) struct Slot {
     _permit: OwnedSemaphorePermit,
     /// Since when its generation runs, if it does.
     since: Option<Instant>,
-    held: Arc<Mutex<f64>>,
+    slots: usize,
+    flow: Arc<Flow>,
     in_use: Gauge,
 }
 
@@ -104,9 +118,7 @@ impl Admission {
         Self {
             quota,
             slots: Arc::new(Semaphore::new(quota.slots)),
-            waiting: AtomicUsize::new(0),
-            held: Arc::default(),
-            line: Mutex::default(),
+            flow: Arc::default(),
             buckets: Mutex::default(),
             metrics: Metrics::new(quota.slots, registry),
         }
@@ -173,14 +185,8 @@ impl Admission {
     fn hold(&self, permit: OwnedSemaphorePermit) -> Slot {
         let in_use = self.metrics.in_use.clone();
         in_use.inc();
-        Slot { _permit: permit, since: None, held: Arc::clone(&self.held), in_use }
-    }
-
-    /// How often a slot becomes free, if slots are held as long as they were.
-    #[expect(clippy::cast_precision_loss, reason = "small counts")]
-    fn interval(&self) -> Duration {
-        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_secs_f64(held).div_f64(self.quota.slots as f64)
+        let (slots, flow) = (self.quota.slots, Arc::clone(&self.flow));
+        Slot { _permit: permit, since: None, slots, flow, in_use }
     }
 
     /// Counts a refusal that the caller is told.
@@ -212,9 +218,43 @@ impl Drop for Slot {
         self.in_use.dec();
         // A slot that was not needed says nothing about how long others take.
         let Some(since) = self.since else { return };
-        let seconds = since.elapsed().as_secs_f64();
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = if *held == 0.0 { seconds } else { *held + (seconds - *held) * WEIGHT };
+        let mut pace = self.flow.pace();
+        pace.held(since.elapsed(), self.slots);
+        if self.flow.waiting.load(Ordering::Relaxed) == 0 {
+            pace.nobody_came();
+        }
+    }
+}
+
+impl Flow {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pace {
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    fn held(&mut self, time: Duration, slots: usize) {
+        let interval = time.div_f64(slots as f64);
+        self.interval = if self.interval.is_zero() {
+            interval
+        } else {
+            self.interval.mul_f64(1.0 - WEIGHT) + interval.mul_f64(WEIGHT)
+        };
+    }
+
+    /// A slot is free and nobody waits for it: whoever of the line it was for has gone, or was counted more
+    /// than once because he came before his time. Nobody is kept waiting for him.
+    fn nobody_came(&mut self) {
+        self.line = self.line.and_then(|last| last.checked_sub(self.interval));
+    }
+
+    /// The next place in the line, not before `earliest`.
+    fn place(&mut self, now: Instant, earliest: Duration) -> Duration {
+        let told = self.line.map_or(now, |last| last + self.interval);
+        let place = told.max(now + earliest).min(now + LONGEST);
+        self.line = Some(place);
+        place - now
     }
 }
 
@@ -227,7 +267,7 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn join(admission: &'a Admission) -> Self {
-        let before = admission.waiting.fetch_add(1, Ordering::Relaxed);
+        let before = admission.flow.waiting.fetch_add(1, Ordering::Relaxed);
         admission.metrics.waiting.inc();
         Self { admission, position: before + 1 }
     }
@@ -235,23 +275,20 @@ impl<'a> Waiting<'a> {
     /// How long until its slot is free, if slots are held as long as they were.
     fn estimate(&self) -> Duration {
         let position = u32::try_from(self.position).unwrap_or(u32::MAX);
-        self.admission.interval().saturating_mul(position)
+        self.admission.flow.pace().interval.saturating_mul(position)
     }
 
     /// Behind those who wait, and behind those who were told before.
     fn refusal(&self) -> Refusal {
-        let now = Instant::now();
-        let mut line = self.admission.line.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = line.map_or(now, |last| last + self.admission.interval());
-        let place = told.max(now + self.estimate()).min(now + LONGEST);
-        *line = Some(place);
-        Refusal::Overloaded(spread(place - now))
+        let earliest = self.estimate();
+        let wait = self.admission.flow.pace().place(Instant::now(), earliest);
+        Refusal::Overloaded(spread(wait))
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.admission.flow.waiting.fetch_sub(1, Ordering::Relaxed);
         self.admission.metrics.waiting.dec();
     }
 }
@@ -345,33 +382,58 @@ mod tests {
         assert_eq!(admission.buckets.lock().expect("a lock").len(), 1);
     }
 
+    /// Takes all four slots, and has them for two seconds: one is free every half second.
+    async fn hold(admission: &Admission) -> [Slot; 4] {
+        let slots = [(); 4].map(|()| admission.free_slot().expect("free").runs());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        slots
+    }
+
+    /// The seconds after which one without a slot is told to come back: a time, give or take a quarter.
+    async fn told(admission: &Admission) -> f64 {
+        match admission.slot(Some(Instant::now())).await {
+            Err(Refusal::Overloaded(wait)) => wait.as_secs_f64(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn about(time: f64) -> std::ops::RangeInclusive<f64> {
+        time * 0.749..=time * 1.251
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_refused_are_told_to_come_as_slots_become_free() {
         let admission = admission(4, None, 1);
-        let hold = async || {
-            let slots = [(); 4].map(|()| admission.free_slot().expect("free").runs());
-            tokio::time::advance(Duration::from_secs(2)).await;
-            slots
-        };
-        drop(hold().await);
-        let slots = hold().await;
-        // A slot is free every half second, so that is how far apart they come, give or take a quarter.
-        let refused = async || match admission.slot(Some(Instant::now())).await {
-            Err(Refusal::Overloaded(wait)) => wait.as_secs_f64(),
-            other => panic!("{other:?}"),
-        };
+        drop(hold(&admission).await);
+        let _slots = hold(&admission).await;
         for number in 1..=40 {
-            let wait = refused().await;
-            let told = f64::from(number) / 2.0;
-            assert!((told * 0.75..=told * 1.25).contains(&wait), "{number}: {wait}");
+            let wait = told(&admission).await;
+            assert!(about(f64::from(number) / 2.0).contains(&wait), "{number}: {wait}");
         }
         // Time passes for the line as for everybody, and nobody is told to wait for ever.
         tokio::time::advance(Duration::from_secs(19)).await;
-        assert!((1.1..=1.9).contains(&refused().await));
+        assert!(about(1.5).contains(&told(&admission).await));
         for _ in 0..100 {
-            assert!(refused().await <= LONGEST.as_secs_f64() * 1.25);
+            assert!(told(&admission).await <= LONGEST.as_secs_f64() * 1.251);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_those_who_do_not_come_back() {
+        let admission = admission(4, None, 1);
+        drop(hold(&admission).await);
+        let slots = hold(&admission).await;
+        for _ in 0..40 {
+            told(&admission).await;
+        }
+        // Sixteen slots are had by whoever asks, and nobody else, in six seconds.
         drop(slots);
+        for _ in 0..3 {
+            drop(hold(&admission).await);
+        }
+        let _slots = [(); 4].map(|()| admission.free_slot().expect("free").runs());
+        let wait = told(&admission).await;
+        assert!(about(20.0 - 6.0 - 16.0 / 2.0 + 0.5).contains(&wait), "{wait}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -407,7 +469,7 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::from_millis(1));
         assert!(wait >= Duration::from_millis(75), "{wait:?}");
         drop((slot, second));
-        assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.flow.waiting.load(Ordering::Relaxed), 0);
         assert_eq!(admission.slots.available_permits(), 2);
     }
 }
