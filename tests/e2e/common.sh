@@ -129,7 +129,7 @@ client_ends() {
   [[ $phase == Succeeded ]]
 }
 
-# ask LANGUAGE QUESTION: the answer.
+# ask LANGUAGE QUESTION: the answer; fails without one.
 ask() {
   local pod=ask-$RANDOM status=0
   client "$pod" ask --addr chatbot:8980 --language "$1" "$2"
@@ -153,17 +153,20 @@ eventually() {
     sleep 0.5
   done
 }
-is() { [[ $("${@:2}" 2>/dev/null) == "$1" ]]; }
-is_not() { [[ $("${@:2}" 2>/dev/null) != "$1" ]]; }
+# What a command that failed did not say proves nothing.
+is() { local told; told=$("${@:2}" 2>/dev/null) && [[ $told == "$1" ]]; }
+is_not() { local told; told=$("${@:2}" 2>/dev/null) && [[ $told != "$1" ]]; }
 at_least() { (($("${@:2}") >= $1)); }
 answers() { [[ $(ask "${@:2}") == *"$1"* ]]; }
 
-# leftovers: every object of the namespace that can be listed, but for what each namespace has.
+# leftovers: every object of the namespace that can be listed, but for what each namespace has. Fails if
+# that cannot be told.
 leftovers() {
-  "$kubectl" api-resources --namespaced --verbs list --output name 2>/dev/null |
-    grep -vE '^(events|leases)\b|^events\.' | paste -sd, >"$work/kinds"
-  k get "$(<"$work/kinds")" --output name --ignore-not-found 2>/dev/null |
-    grep -vE '^(configmap/kube-root-ca.crt|serviceaccount/default)$' || true
+  local kinds objects
+  kinds=$("$kubectl" api-resources --namespaced --verbs list --output name 2>/dev/null) || return
+  kinds=$(grep -vE '^(events|leases)\b|^events\.' <<<"$kinds" | paste -sd,)
+  objects=$(k get "$kinds" --output name --ignore-not-found 2>/dev/null) || return
+  grep -vE '^(configmap/kube-root-ca.crt|serviceaccount/default)$' <<<"$objects" || true
 }
 
 say "     $("$helm" version --template '{{.Version}}'), Kubernetes $("$kubectl" version --output json |

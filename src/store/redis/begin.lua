@@ -26,7 +26,7 @@ local start = string.format('%d', redis.call('HINCRBY', conv, 'counter', 1))
 local epoch = string.format('%d', redis.call('HINCRBY', conv, 'epoch', step))
 redis.call('HSET', conv, 'principal', principal, 'id', id, 'active', turn, 'turn', turn,
   'start', start, 'options', options, 'number', '0', 'newest', start, 'attempt', '1',
-  'visible', '0', 'cancelled', '0')
+  'visible', '0', 'cancelled', '0', 'taken', '')
 redis.call('SET', lease, epoch, 'PX', lease_ms)
 redis.call('XADD', log, start .. '-0', 'tag', tag, 'turn', turn, 'time', now, 'body', body)
 -- Readers of the previous turn may still be behind; those of the one before it are not.
