@@ -28,7 +28,7 @@ use crate::{
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
     store::{self, KnowledgeLog, Store},
-    telemetry::CallSpans,
+    telemetry::{self, CallSpans},
     turn::{self, Turns},
 };
 
@@ -78,6 +78,7 @@ impl App {
         registry.register("build", "The version that runs", build);
         let limit = net::fds::raise();
         net::fds::register(limit, &mut registry);
+        telemetry::process::register(&mut registry);
 
         // Probes first. The metrics are whole once everything is registered. A small limit leaves few
         // descriptors for probes, but some.
@@ -121,6 +122,9 @@ impl App {
         })?;
         let http1 = !config.web.allowed_origins.is_empty();
         let tls = config.tls.as_ref().map(|files| net::Tls::load(files, http1)).transpose()?;
+        if let Some(tls) = &tls {
+            tls.register(&mut registry);
+        }
         let limits = &config.server.connections;
         let upstream = config.upstream.as_ref().map_or(0, |_| config.engine.max_generations);
         let budget = net::Budget::plan(

@@ -7,6 +7,7 @@
 
 mod call;
 mod model;
+pub mod process;
 
 use std::{io::IsTerminal as _, time::Duration};
 

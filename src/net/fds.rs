@@ -57,7 +57,8 @@ pub fn open() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1) as u64)
 }
 
-/// Exports the limit and the open descriptors, counted at each scrape.
+/// Exports the limit and the open descriptors, both looked at at each scrape: an operator can change the
+/// limit of a running process, and then what was true at the start says nothing.
 pub fn register(limit: Limit, registry: &mut Registry) {
     registry.register_collector(Box::new(Descriptors(limit)));
 }
@@ -68,10 +69,11 @@ struct Descriptors(Limit);
 impl Collector for Descriptors {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Limit { initial, soft, hard } = self.0;
+        let (soft, hard) = Resource::NOFILE.get().unwrap_or((soft, hard));
         for (name, help, value) in [
             ("net_fds_limit_initial", "Soft RLIMIT_NOFILE at start", initial),
             ("net_fds_limit_soft", "Soft RLIMIT_NOFILE now", soft),
-            ("net_fds_limit_hard", "Hard RLIMIT_NOFILE", hard),
+            ("net_fds_limit_hard", "Hard RLIMIT_NOFILE now", hard),
             ("net_fds_open", "Open file descriptors", open()),
         ] {
             let gauge = ConstGauge::new(value);

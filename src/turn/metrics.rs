@@ -13,6 +13,18 @@ use prometheus_client::{
 
 use crate::domain::{EventBody, FailureReason, FinishReason};
 
+/// How turns end.
+const OUTCOMES: [&str; 8] = [
+    "answered",
+    "unanswered",
+    "cancelled",
+    "interrupted",
+    "timeout",
+    "upstream_unavailable",
+    "upstream_truncated",
+    "internal",
+];
+
 #[derive(Debug)]
 pub(super) struct Metrics {
     /// Turns that run on this replica.
@@ -68,6 +80,10 @@ impl Metrics {
             first_delta: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             ended: Family::default(),
         };
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for outcome in OUTCOMES {
+            drop(metrics.ended.get_or_create(&Outcome { outcome }));
+        }
         let registry = registry.sub_registry_with_prefix("turn");
         registry.register("running", "Turns that run on this replica", metrics.running.clone());
         registry.register("ended", "Turns that this replica has ended", metrics.ended.clone());
