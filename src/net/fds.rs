@@ -18,6 +18,9 @@ use tracing::{info, warn};
 /// table grows with what is used; half a million connections are more than one process will serve.
 const CEILING: u64 = 524_288;
 
+/// The error number of "too many open files", as on every Linux.
+const EMFILE: i32 = 24;
+
 /// What became of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -53,8 +56,15 @@ pub fn raise() -> Limit {
 
 /// How many descriptors are open now; 0 where `/proc` is missing.
 pub fn open() -> u64 {
-    // Listing the folder opens a descriptor too, which is gone afterwards.
-    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1) as u64)
+    match std::fs::read_dir("/proc/self/fd") {
+        // Listing the folder opens a descriptor too, which is gone afterwards.
+        Ok(entries) => entries.count().saturating_sub(1) as u64,
+        // None is left for it: all that the limit allows are open.
+        Err(error) if error.raw_os_error() == Some(EMFILE) => {
+            Resource::NOFILE.get_soft().unwrap_or(0)
+        }
+        Err(_) => 0,
+    }
 }
 
 /// Exports the limit and the open descriptors, both looked at at each scrape: an operator can change the
