@@ -105,7 +105,7 @@ impl Tls {
     }
 
     /// Exports since when and until when the certificate is valid that is in use.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(super) fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Dates(self.clone())));
     }
 

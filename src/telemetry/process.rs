@@ -31,10 +31,10 @@ struct Process {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let start = ConstGauge::new(self.started);
+        let began = ConstGauge::new(self.started);
         let (help, unit) = ("Unix time at which the process began", Some(&Unit::Seconds));
         let name = "process_start_timestamp";
-        start.encode(encoder.encode_descriptor(name, help, unit, start.metric_type())?)?;
+        began.encode(encoder.encode_descriptor(name, help, unit, began.metric_type())?)?;
         // Where there is no /proc there is nothing to tell, and no reason to tell zeros.
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         if let Some(seconds) = processor_seconds(&stat) {
@@ -47,14 +47,14 @@ impl Collector for Process {
                 used.metric_type(),
             )?)?;
         }
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        if let Some(kibibytes) = field(&status, "VmRSS") {
+        let lines = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        if let Some(kibibytes) = field(&lines, "VmRSS") {
             let resident = ConstGauge::new(kibibytes * 1024);
             let (help, unit) = ("Memory that is resident", Some(&Unit::Bytes));
             let (name, kind) = ("process_resident_memory", resident.metric_type());
             resident.encode(encoder.encode_descriptor(name, help, unit, kind)?)?;
         }
-        if let Some(count) = field(&status, "Threads") {
+        if let Some(count) = field(&lines, "Threads") {
             let threads = ConstGauge::new(count);
             let (name, kind) = ("process_threads", threads.metric_type());
             threads.encode(encoder.encode_descriptor(name, "Threads", None, kind)?)?;

@@ -115,3 +115,34 @@ impl Metrics {
         self.ended.get_or_create(&outcome).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Failure;
+
+    #[test]
+    fn however_a_turn_ends_was_counted_from_zero() {
+        let failed = |reason| EventBody::Failed(Failure { reason, partial_text: String::new() });
+        let completed = |finish, answered| {
+            let stopped = super::super::stopped(String::new());
+            EventBody::Completed(crate::domain::Completion { answered, finish, ..stopped })
+        };
+        let ends = [
+            failed(FailureReason::Interrupted),
+            failed(FailureReason::Timeout),
+            failed(FailureReason::UpstreamUnavailable),
+            failed(FailureReason::UpstreamTruncated),
+            failed(FailureReason::Internal),
+            completed(FinishReason::Stop, true),
+            completed(FinishReason::Stop, false),
+            completed(FinishReason::MaxTokens, true),
+            completed(FinishReason::ContentFilter, true),
+            completed(FinishReason::Cancelled, true),
+        ];
+        for end in ends {
+            let Outcome { outcome } = Outcome::of(&end);
+            assert!(OUTCOMES.contains(&outcome), "{outcome}");
+        }
+    }
+}

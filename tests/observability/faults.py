@@ -125,15 +125,23 @@ def redis_freezes(redis):
 @contextmanager
 def unreadable_knowledge(redis):
     """An entry of the knowledge log that no replica can read."""
-    keys = "chatbot:{knowledge}:"
-    revision = redis.call("INCR", keys + "revision").lstrip(":")
-    redis.call("ZADD", keys + "order", revision, 999)
-    redis.call("HSET", keys + "changes", 999, "no JSON")
+    revision, order, changes = (
+        "chatbot:{knowledge}:" + name for name in ("revision", "order", "changes")
+    )
+    # At once, as the service does it: what is taught between two steps would hide the first.
+    teach = (
+        "local revision = redis.call('INCR', KEYS[1])"
+        " redis.call('ZADD', KEYS[2], revision, ARGV[1])"
+        " return redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])"
+    )
+    answer = redis.call("EVAL", teach, 3, revision, order, changes, 999, "no JSON")
+    if answer != ":1":
+        raise AssertionError(f"Redis: {answer}")
     try:
         yield
     finally:
-        redis.call("ZREM", keys + "order", 999)
-        redis.call("HDEL", keys + "changes", 999)
+        redis.call("ZREM", order, 999)
+        redis.call("HDEL", changes, 999)
 
 
 @contextmanager

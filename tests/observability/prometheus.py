@@ -74,8 +74,7 @@ class Prometheus(Process):
         wait_for("Prometheus", self._serves)
 
     def _serves(self):
-        if not self.alive():
-            raise AssertionError("Prometheus has ended:\n" + "\n".join(self.said))
+        self.must_live()
         try:
             return self.ask("query", query="1")
         except OSError:

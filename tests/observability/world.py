@@ -40,12 +40,17 @@ def wait_for(what, check, seconds=LONG):
 
 
 def free_ports(count):
-    """Ports that nobody has: all at once, so that they differ."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+    """Ports that nobody has. Not of those that the kernel gives to clients: one of them could have a port as
+    its own while the replica is dead that will need it again."""
+    ports = set()
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        ports.add(port)
+    return sorted(ports)
 
 
 def _as_child():
@@ -73,7 +78,10 @@ class Process:
             preexec_fn=_as_child,
             restore_signals=False,
         )
-        threading.Thread(target=self._listen, args=(self.child.stdout,), daemon=True).start()
+        self._listener = threading.Thread(
+            target=self._listen, args=(self.child.stdout,), daemon=True
+        )
+        self._listener.start()
 
     def _listen(self, pipe):
         for line in pipe:
@@ -85,6 +93,13 @@ class Process:
 
     def alive(self):
         return self.child is not None and self.child.poll() is None
+
+    def must_live(self):
+        """Says how it has ended, if it has."""
+        if not self.alive():
+            self._listener.join(5)
+            said = "\n".join(self.said)
+            raise AssertionError(f"{self.command[0]} has ended with {self.child.returncode}:\n{said}")
 
     def kill(self):
         if self.alive():
@@ -150,8 +165,7 @@ class Chatbot(Process):
         wait_for(f"{self.name} serves", self._ready)
 
     def _ready(self):
-        if not self.alive():
-            raise AssertionError(f"{self.name} has ended:\n" + "\n".join(self.said))
+        self.must_live()
         return self.get("/readyz").startswith("HTTP/1.1 200")
 
     def get(self, path):
