@@ -1,7 +1,7 @@
 # The steps of CI, and bench. Each one runs alone; `.ci/run` installs what they need and runs them in
 # this order.
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint doc test clients bench deny engine e2e
+.PHONY: help fmt lint doc test clients observability bench deny engine e2e
 .PHONY: chart chart-lint chart-render chart-unit chart-policy
 
 help: ## this list
@@ -23,6 +23,10 @@ clients: ## the Python client and the examples of the other languages, against t
 	cargo build
 	clients/python/check
 	clients/examples/check
+
+observability: ## dashboard and alerts, by a real Prometheus (needs prometheus, redis-server, openssl; pip install -r tests/observability/requirements.txt)
+	cargo build
+	$${CHATBOT_PYTHON:-python3} tests/observability/run
 
 bench: ## search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
 	cargo bench --bench search

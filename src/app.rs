@@ -28,7 +28,7 @@ use crate::{
     lifecycle::{Lifecycle, Timeline},
     net, rpc,
     store::{self, KnowledgeLog, Store},
-    telemetry::CallSpans,
+    telemetry::{self, CallSpans},
     turn::{self, Turns},
 };
 
@@ -73,11 +73,8 @@ pub struct Addresses {
 impl App {
     /// Opens and binds everything. The ops port answers before anything that may take long.
     pub async fn bind(config: Config, life: Lifecycle, options: Options) -> anyhow::Result<Self> {
-        let mut registry = Registry::with_prefix("chatbot");
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The version that runs", build);
         let limit = net::fds::raise();
-        net::fds::register(limit, &mut registry);
+        let mut registry = registry(limit);
 
         // Probes first. The metrics are whole once everything is registered. A small limit leaves few
         // descriptors for probes, but some.
@@ -227,6 +224,16 @@ impl App {
         let _ = tokio::task::spawn_blocking(move || drop(ops)).await;
         info!("stopped");
     }
+}
+
+/// The metrics of the process itself, to which all others are added.
+fn registry(limit: net::fds::Limit) -> Registry {
+    let mut registry = Registry::with_prefix("chatbot");
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("build", "The version that runs", build);
+    net::fds::register(limit, &mut registry);
+    telemetry::process::register(&mut registry);
+    registry
 }
 
 /// The engines: retrieval in any case, those with a model where there is one, or a test plays it.

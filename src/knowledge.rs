@@ -14,7 +14,7 @@ mod index;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -163,14 +163,28 @@ impl Knowledge {
         self.export();
     }
 
+    /// The log goes as far as `newest`.
+    fn log_reaches(&self, newest: Revision) {
+        self.0.metrics.log_revision.set(gauge(newest.0));
+    }
+
+    /// The index holds all that the log has.
+    fn followed(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.0.metrics.followed.set(gauge(now.as_secs()));
+    }
+
     fn export(&self) {
         let Current { index, calibration } = self.current();
         let metrics = &self.0.metrics;
-        let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.entries.set(gauge(index.len()));
         metrics.revision.set(gauge(self.0.revision.borrow().0));
         metrics.calibrated.set(calibration.is_fitted().into());
     }
+}
+
+fn gauge(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[derive(Debug)]
@@ -178,6 +192,8 @@ struct Metrics {
     entries: Gauge,
     revision: Gauge,
     calibrated: Gauge,
+    log_revision: Gauge,
+    followed: Gauge,
     searches: Histogram,
 }
 
@@ -187,6 +203,8 @@ impl Default for Metrics {
             entries: Gauge::default(),
             revision: Gauge::default(),
             calibrated: Gauge::default(),
+            log_revision: Gauge::default(),
+            followed: Gauge::default(),
             searches: Histogram::new(exponential_buckets(0.000_05, 2.0, 12)),
         }
     }
@@ -202,6 +220,17 @@ impl Metrics {
             "calibrated",
             "1 if confidence is fitted on the operator's own entries, 0 if it is a default",
             metrics.calibrated.clone(),
+        );
+        registry.register(
+            "log_revision",
+            "Newest revision of the log that this replica knows of",
+            metrics.log_revision.clone(),
+        );
+        registry.register_with_unit(
+            "followed_timestamp",
+            "Unix time at which the index last held all that the log had",
+            Unit::Seconds,
+            metrics.followed.clone(),
         );
         registry.register_with_unit(
             "search",

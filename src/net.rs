@@ -15,6 +15,7 @@ mod metrics;
 mod peer;
 mod serve;
 mod tls;
+mod validity;
 mod wire;
 
 pub use self::{

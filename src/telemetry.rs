@@ -7,6 +7,7 @@
 
 mod call;
 mod model;
+pub mod process;
 mod turn;
 
 use std::{io::IsTerminal as _, time::Duration};

@@ -63,6 +63,8 @@ impl Feed {
         let (current, applied) = build(base, &*store).await?;
         let knowledge = Knowledge::new(current, applied, Metrics::new(registry));
         let (sender, reloads) = mpsc::channel(1);
+        knowledge.log_reaches(applied.max(*store.knowledge_revision().borrow()));
+        knowledge.followed();
         let feed = Self { knowledge: knowledge.clone(), store, applied, unfitted: 0, reloads };
         Ok((knowledge, feed, Reloader(sender)))
     }
@@ -82,10 +84,14 @@ impl Feed {
                 _ = revision.changed() => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
+            self.knowledge.log_reaches(self.applied.max(*revision.borrow_and_update()));
             if let Err(error) = self.follow().await {
                 // The store reports its own state; the log is looked at again in a moment.
                 error!(%error, source = std::error::Error::source(&error), "knowledge is behind");
                 tokio::time::sleep(LOOK).await;
+            } else {
+                self.knowledge.log_reaches(self.applied.max(*revision.borrow()));
+                self.knowledge.followed();
             }
         }
     }

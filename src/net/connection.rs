@@ -71,6 +71,17 @@ pub(super) enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Peer,
+        Self::Silent,
+        Self::Handshake,
+        Self::Idle,
+        Self::Age,
+        Self::Evicted,
+        Self::Drain,
+    ];
+
     /// The name, as metrics have it.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -18,6 +18,9 @@ use tracing::{info, warn};
 /// table grows with what is used; half a million connections are more than one process will serve.
 const CEILING: u64 = 524_288;
 
+/// The error number of "too many open files", as on every Linux.
+const EMFILE: i32 = 24;
+
 /// What became of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -53,11 +56,19 @@ pub fn raise() -> Limit {
 
 /// How many descriptors are open now; 0 where `/proc` is missing.
 pub fn open() -> u64 {
-    // Listing the folder opens a descriptor too, which is gone afterwards.
-    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1) as u64)
+    match std::fs::read_dir("/proc/self/fd") {
+        // Listing the folder opens a descriptor too, which is gone afterwards.
+        Ok(entries) => entries.count().saturating_sub(1) as u64,
+        // None is left for it: all that the limit allows are open.
+        Err(error) if error.raw_os_error() == Some(EMFILE) => {
+            Resource::NOFILE.get_soft().unwrap_or(0)
+        }
+        Err(_) => 0,
+    }
 }
 
-/// Exports the limit and the open descriptors, counted at each scrape.
+/// Exports the limit and the open descriptors, both looked at at each scrape: an operator can change the
+/// limit of a running process, and then what was true at the start says nothing.
 pub fn register(limit: Limit, registry: &mut Registry) {
     registry.register_collector(Box::new(Descriptors(limit)));
 }
@@ -68,10 +79,11 @@ struct Descriptors(Limit);
 impl Collector for Descriptors {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Limit { initial, soft, hard } = self.0;
+        let (soft, hard) = Resource::NOFILE.get().unwrap_or((soft, hard));
         for (name, help, value) in [
             ("net_fds_limit_initial", "Soft RLIMIT_NOFILE at start", initial),
             ("net_fds_limit_soft", "Soft RLIMIT_NOFILE now", soft),
-            ("net_fds_limit_hard", "Hard RLIMIT_NOFILE", hard),
+            ("net_fds_limit_hard", "Hard RLIMIT_NOFILE now", hard),
             ("net_fds_open", "Open file descriptors", open()),
         ] {
             let gauge = ConstGauge::new(value);

@@ -7,6 +7,7 @@
 //! and never closes it, which is the leak that this service was born from.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fmt,
     net::SocketAddr,
@@ -68,6 +69,8 @@ struct Table {
 #[derive(Debug, Default)]
 struct Site {
     connections: usize,
+    /// It has no limit of its own.
+    exempt: bool,
     named: Option<Instant>,
 }
 
@@ -123,6 +126,15 @@ impl Drop for CallGuard {
         self.0.idle_since.store(self.0.now(), Ordering::Release);
         self.0.calls.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// A peer and what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Crowd {
+    pub(super) peer: Peer,
+    pub(super) connections: usize,
+    /// Whether it has no limit of its own, such as a proxy.
+    pub(super) exempt: bool,
 }
 
 /// The right to have a connection; given back when dropped.
@@ -188,6 +200,8 @@ impl Governor {
         }
         let site = table.peers.entry(peer).or_default();
         site.connections += 1;
+        // Of a site with several addresses all are told by one of them.
+        site.exempt |= exempt;
         let may_be_leaking = site.connections.is_multiple_of(SUSPICIOUS.min(inner.most_per_peer))
             && site.named.is_none_or(|named| named.elapsed() > NAME_AGAIN);
         let activity = Arc::new(Activity {
@@ -227,13 +241,22 @@ impl Governor {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner).connections.len()
     }
 
+    /// Connections that one peer may have.
+    pub(super) fn most_per_peer(&self) -> usize {
+        self.0.most_per_peer
+    }
+
     /// The peers with the most connections, most first.
-    pub(super) fn top(&self, count: usize) -> Vec<(Peer, usize)> {
+    pub(super) fn top(&self, count: usize) -> Vec<Crowd> {
         let table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut peers: Vec<_> =
-            table.peers.iter().map(|(peer, site)| (*peer, site.connections)).collect();
+        let crowd = |(peer, site): (&Peer, &Site)| Crowd {
+            peer: *peer,
+            connections: site.connections,
+            exempt: site.exempt,
+        };
+        let mut peers: Vec<_> = table.peers.iter().map(crowd).collect();
         drop(table);
-        peers.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+        peers.sort_unstable_by_key(|crowd| (Reverse(crowd.connections), crowd.peer));
         peers.truncate(count);
         peers
     }
@@ -283,7 +306,8 @@ mod tests {
         assert_eq!(governor.admit(peer(1)).expect_err("two is the most"), Refusal::Peer);
         let _third = governor.admit(peer(2)).expect("a permit");
         assert_eq!(governor.admit(peer(3)).expect_err("three in all"), Refusal::Total);
-        assert_eq!(governor.top(1), [(Peer::of(peer(1)), 2)]);
+        let top = Crowd { peer: Peer::of(peer(1)), connections: 2, exempt: false };
+        assert_eq!(governor.top(1), [top]);
         drop(first);
         let _fourth = governor.admit(peer(1)).expect("one came back");
         assert_eq!(governor.connections(), 3);
@@ -293,6 +317,7 @@ mod tests {
     fn an_exempt_network_has_no_limit_of_its_own() {
         let governor = Governor::new(10, 1, vec!["10.0.0.0/30".parse().expect("a network")]);
         let _permits: Vec<_> = (0..5).map(|_| governor.admit(peer(1)).expect("exempt")).collect();
+        assert!(governor.top(1)[0].exempt);
         let proxy = "[2001:db8::7]:1".parse().expect("an address");
         let other = Governor::new(10, 1, vec!["2001:db8::7/128".parse().expect("a network")]);
         let _proxied: Vec<_> = (0..5).map(|_| other.admit(proxy).expect("exempt")).collect();

@@ -14,7 +14,7 @@ use prometheus_client::{
 
 use super::{
     connection::Reason,
-    governor::{Governor, Refusal},
+    governor::{Crowd, Governor, Refusal},
 };
 
 /// Peers that are told apart: those with the most connections. More labels would grow with the world.
@@ -41,6 +41,13 @@ impl Metrics {
             handshakes_failed: Counter::default(),
             shortages: Counter::default(),
         };
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for reason in Reason::ALL {
+            drop(metrics.closed.get_or_create(&[("reason", reason.name())]));
+        }
+        for refusal in [Refusal::Total, Refusal::Peer] {
+            drop(metrics.refused.get_or_create(&[("reason", refusal.name())]));
+        }
         let net = registry.sub_registry_with_prefix("net");
         net.register("opened", "Connections that were taken", metrics.opened.clone());
         net.register("closed", "Connections that ended, by reason", metrics.closed.clone());
@@ -84,18 +91,26 @@ struct Connections(Governor);
 
 impl Collector for Connections {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let gauge = ConstGauge::new(self.0.connections() as u64);
-        let help = "Connections that are open";
-        let metric =
-            encoder.encode_descriptor("net_connections", help, None, gauge.metric_type())?;
-        gauge.encode(metric)?;
+        for (name, help, value) in [
+            ("net_connections", "Connections that are open", self.0.connections()),
+            (
+                "net_peer_connections_limit",
+                "Connections that one peer may have, unless it is exempt",
+                self.0.most_per_peer(),
+            ),
+        ] {
+            let gauge = ConstGauge::new(value as u64);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
         let help = "Connections of the peers that have the most";
         let mut peers =
             encoder.encode_descriptor("net_peer_connections", help, None, MetricType::Gauge)?;
-        for (peer, connections) in self.0.top(TOP) {
+        for Crowd { peer, connections, exempt } in self.0.top(TOP) {
             let gauge: Gauge = Gauge::default();
             gauge.set(i64::try_from(connections).unwrap_or(i64::MAX));
-            let labels = [("peer", peer.to_string())];
+            let exempt = if exempt { "true" } else { "false" };
+            let labels = [("peer", peer.to_string()), ("exempt", exempt.to_owned())];
             gauge.encode(peers.encode_family(&labels)?)?;
         }
         Ok(())

@@ -60,6 +60,9 @@ impl Server {
             limits.exempt_peers.clone(),
         );
         let metrics = Metrics::new(governor.clone(), registry);
+        if let Some(tls) = &tls {
+            tls.register(registry);
+        }
         let terms = Terms { limits: limits.clone(), http1, life: life.clone() };
         Self { listener, governor, tls, terms, metrics }
     }

@@ -13,6 +13,12 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::gauge::ConstGauge,
+    registry::{Registry, Unit},
+};
 use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_rustls::{
     LazyConfigAcceptor,
@@ -25,6 +31,7 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
+use super::validity::Validity;
 use crate::config;
 
 /// Signatures at a time. They are what a handshake costs, and a flood of them would take every core;
@@ -70,14 +77,21 @@ pub struct Tls {
     files: config::Tls,
     /// Whether HTTP/1.1 is offered too, for gRPC-Web.
     http1: bool,
-    current: Arc<RwLock<Arc<ServerConfig>>>,
+    current: Arc<RwLock<Current>>,
     handshakes: Arc<Semaphore>,
+}
+
+#[derive(Debug, Clone)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// Of the certificate of the chain that ends first.
+    validity: Option<Validity>,
 }
 
 impl Tls {
     /// Reads and checks the files. Blocks.
     pub fn load(files: &config::Tls, http1: bool) -> Result<Self, Error> {
-        let current = Arc::new(RwLock::new(Arc::new(server_config(files, http1)?)));
+        let current = Arc::new(RwLock::new(load(files, http1)?));
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         Ok(Self { files: files.clone(), http1, current, handshakes })
     }
@@ -85,9 +99,18 @@ impl Tls {
     /// Reads the files again; connections from now on use what they hold. If they cannot be used, the
     /// last good pair stays. Blocks.
     pub fn reload(&self) -> Result<(), Error> {
-        let new = Arc::new(server_config(&self.files, self.http1)?);
+        let new = load(&self.files, self.http1)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
+    }
+
+    /// Exports since when and until when the certificate is valid that is in use.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(Dates(self.clone())));
+    }
+
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Shakes hands, in at most `limit`.
@@ -99,7 +122,7 @@ impl Tls {
         let shake_hands = async {
             // Waiting for the peer's hello holds no slot, or a few silent peers would hold all.
             let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-            let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+            let config = self.current().config;
             let slot = self.handshakes.acquire().await.map_err(io::Error::other)?;
             // The first step signs; what follows waits for the peer again.
             let mut rest = pin!(hello.into_stream(config));
@@ -116,8 +139,46 @@ impl Tls {
     }
 }
 
-fn server_config(files: &config::Tls, http1: bool) -> Result<ServerConfig, Error> {
+#[derive(Debug)]
+struct Dates(Tls);
+
+impl Collector for Dates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(validity) = self.0.current().validity else { return Ok(()) };
+        for (name, help, seconds) in [
+            (
+                "net_tls_certificate_not_before_timestamp",
+                "Unix time from which the certificate in use is valid",
+                validity.from,
+            ),
+            (
+                "net_tls_certificate_not_after_timestamp",
+                "Unix time at which the certificate in use ends, or the first of its chain does",
+                validity.until,
+            ),
+        ] {
+            let gauge = ConstGauge::new(seconds);
+            let unit = Some(&Unit::Seconds);
+            let metric = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+fn load(files: &config::Tls, http1: bool) -> Result<Current, Error> {
     let chain = certificates("a certificate", &files.cert_file)?;
+    let validities = chain.iter().filter_map(|certificate| Validity::of(certificate));
+    let validity = validities.min_by_key(|validity| validity.until);
+    let config = Arc::new(server_config(files, chain, http1)?);
+    Ok(Current { config, validity })
+}
+
+fn server_config(
+    files: &config::Tls,
+    chain: Vec<CertificateDer<'static>>,
+    http1: bool,
+) -> Result<ServerConfig, Error> {
     let key = PrivateKeyDer::from_pem_file(&files.key_file)
         .map_err(|error| unreadable("a private key", &files.key_file, &error))?;
     let provider = Arc::new(ring::default_provider());

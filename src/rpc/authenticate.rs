@@ -45,7 +45,11 @@ struct Reason {
 
 impl Layer {
     pub(super) fn new(authenticator: Authenticator, registry: &mut Registry) -> Self {
-        let refused = Family::default();
+        let refused = Family::<Reason, Counter>::default();
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for reason in ["missing", "invalid", "scope"] {
+            drop(refused.get_or_create(&Reason { reason }));
+        }
         registry.sub_registry_with_prefix("auth").register(
             "refused",
             "Calls refused for want of a valid credential or of a scope",

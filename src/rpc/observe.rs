@@ -42,6 +42,18 @@ const METHODS: [&str; 6] = [
     "/chatbot.v1.Chatbot/RankAnswers",
     "/chatbot.v1.Chatbot/Teach",
 ];
+/// Of these the first message is timed. An answer to one request that comes in pieces: of a unary call it is
+/// the end, and `Converse` waits for its client.
+const STREAMS: [&str; 2] = ["chatbot.v1.Chatbot/Chat", "chatbot.v1.Chatbot/RankAnswers"];
+/// The codes that are counted from zero: success, and what the server is to blame for.
+const EXPECTED: [Code; 6] = [
+    Code::Ok,
+    Code::Unknown,
+    Code::DeadlineExceeded,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DataLoss,
+];
 /// Every other method, under the name that the conventions give it.
 const OTHER: &str = "_OTHER";
 
@@ -53,7 +65,8 @@ struct Shared {
     spans: CallSpans,
     handled: Family<Handled, Counter>,
     durations: Family<Method, Histogram>,
-    in_flight: Gauge,
+    first_messages: Family<Method, Histogram>,
+    in_flight: Family<Method, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,8 +88,22 @@ impl Layer {
             durations: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.000_25, 2.0, 20))
             }),
-            in_flight: Gauge::default(),
+            first_messages: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
+            }),
+            in_flight: Family::default(),
         };
+        // A counter that begins with its first call hides it: a rate needs a value before it.
+        for method in METHODS.map(|path| path.trim_start_matches('/')) {
+            for code in EXPECTED {
+                drop(shared.handled.get_or_create(&Handled { method, code: name(code) }));
+            }
+            drop(shared.durations.get_or_create(&Method { method }));
+            drop(shared.in_flight.get_or_create(&Method { method }));
+        }
+        for method in STREAMS {
+            drop(shared.first_messages.get_or_create(&Method { method }));
+        }
         let registry = registry.sub_registry_with_prefix("rpc");
         registry.register(
             "handled",
@@ -89,7 +116,17 @@ impl Layer {
             Unit::Seconds,
             shared.durations.clone(),
         );
-        registry.register("in_flight", "Calls that have not ended", shared.in_flight.clone());
+        registry.register_with_unit(
+            "first_message",
+            "From a call to the first message of its streamed response",
+            Unit::Seconds,
+            shared.first_messages.clone(),
+        );
+        registry.register(
+            "in_flight",
+            "Calls that have not ended, by method",
+            shared.in_flight.clone(),
+        );
         Self(Arc::new(shared))
     }
 }
@@ -135,9 +172,12 @@ where
 #[derive(Debug)]
 struct Call {
     shared: Arc<Shared>,
+    in_flight: Gauge,
     span: CallSpan,
     method: &'static str,
     start: Instant,
+    /// Whether a message of the response has been seen, or none is looked for.
+    answered: bool,
     code: Code,
 }
 
@@ -147,13 +187,26 @@ impl Call {
             .into_iter()
             .find(|method| *method == path)
             .map_or(OTHER, |method| method.trim_start_matches('/'));
-        shared.in_flight.inc();
+        let in_flight = shared.in_flight.get_or_create(&Method { method }).clone();
+        in_flight.inc();
         Self {
             shared: Arc::clone(shared),
+            in_flight,
             span: shared.spans.start(method, headers),
             method,
             start: Instant::now(),
+            answered: !STREAMS.contains(&method),
             code: Code::Cancelled,
+        }
+    }
+
+    /// A part of a message is on its way.
+    fn message(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            let histogram =
+                self.shared.first_messages.get_or_create(&Method { method: self.method });
+            histogram.observe(self.start.elapsed().as_secs_f64());
         }
     }
 
@@ -168,7 +221,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let code = name(self.code);
-        self.shared.in_flight.dec();
+        self.in_flight.dec();
         self.shared.handled.get_or_create(&Handled { method: self.method, code }).inc();
         self.shared
             .durations
@@ -267,6 +320,8 @@ impl<B: Body> Body for ObservedBody<B> {
                 if let Some(trailers) = frame.trailers_ref() {
                     call.see(trailers);
                     *this.call = None;
+                } else {
+                    call.message();
                 }
             }
             (None | Some(Err(_)), _) => *this.call = None,
@@ -319,7 +374,8 @@ mod tests {
             http::HeaderName::from_static("grpc-status"),
             http::HeaderValue::from_static("14"),
         )]);
-        let frames = [Ok(Frame::data(b"x".as_slice())), Ok(Frame::trailers(trailers))];
+        let data = || Ok(Frame::data(b"x".as_slice()));
+        let frames = [data(), data(), Ok(Frame::trailers(trailers))];
         StreamBody::new(futures_util::stream::iter(frames))
     }
 
@@ -327,14 +383,34 @@ mod tests {
     async fn a_stream_ends_with_its_trailers_not_with_its_headers() {
         let layer = layer();
         let mut response = call(&layer, "/chatbot.v1.Chatbot/Chat", Response::new(stream())).await;
-        assert_eq!(layer.0.in_flight.get(), 1);
+        let method = "chatbot.v1.Chatbot/Chat";
+        let in_flight = || layer.0.in_flight.get_or_create(&Method { method }).get();
+        assert_eq!(in_flight(), 1);
+        response.body_mut().frame().await.expect("data").expect("no error");
         response.body_mut().frame().await.expect("data").expect("no error");
         assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "UNAVAILABLE"), 0);
         response.body_mut().frame().await.expect("trailers").expect("no error");
         assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "UNAVAILABLE"), 1);
         drop(response);
         assert_eq!(count(&layer, "chatbot.v1.Chatbot/Chat", "CANCELLED"), 0);
-        assert_eq!(layer.0.in_flight.get(), 0);
+        assert_eq!(in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_first_message_of_a_stream_is_timed_and_no_other() {
+        let layer = layer();
+        for path in ["Chat", "Ask", "Converse"] {
+            let path = format!("/chatbot.v1.Chatbot/{path}");
+            let mut response = call(&layer, &path, Response::new(stream())).await;
+            while response.body_mut().frame().await.is_some() {}
+        }
+        let mut registry = Registry::default();
+        registry.register("first", "", layer.0.first_messages.clone());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("a String");
+        let counts: Vec<_> = text.lines().filter(|line| line.starts_with("first_count")).collect();
+        assert!(counts.contains(&"first_count{method=\"chatbot.v1.Chatbot/Chat\"} 1"), "{text}");
+        assert!(counts.iter().filter(|count| !count.ends_with(" 0")).count() == 1, "{text}");
     }
 
     #[tokio::test]

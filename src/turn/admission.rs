@@ -47,6 +47,10 @@ const WEIGHT: f64 = 0.1;
 /// forgotten.
 const PRINCIPALS: usize = 10_000;
 
+/// Why a turn is refused, as metrics have it.
+const RATE_LIMITED: &str = "rate_limited";
+const OVERLOADED: &str = "overloaded";
+
 /// How much is admitted.
 #[derive(Debug, Clone, Copy)]
 pub struct Quota {
@@ -192,8 +196,8 @@ impl Admission {
     /// Counts a refusal that the caller is told.
     pub(super) fn refused(&self, refusal: Refusal) {
         let reason = match refusal {
-            Refusal::RateLimited(_) => "rate_limited",
-            Refusal::Overloaded(_) => "overloaded",
+            Refusal::RateLimited(_) => RATE_LIMITED,
+            Refusal::Overloaded(_) => OVERLOADED,
         };
         self.metrics.refused.get_or_create(&Reason { reason }).inc();
     }
@@ -320,6 +324,10 @@ impl Metrics {
             waited: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             refused: Family::default(),
         };
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for reason in [RATE_LIMITED, OVERLOADED] {
+            drop(metrics.refused.get_or_create(&Reason { reason }));
+        }
         let registry = registry.sub_registry_with_prefix("turn");
         let total: Gauge = Gauge::default();
         total.set(i64::try_from(slots).unwrap_or(i64::MAX));

@@ -13,6 +13,18 @@ use prometheus_client::{
 
 use crate::domain::{EventBody, FailureReason, FinishReason};
 
+/// How turns end.
+const OUTCOMES: [&str; 8] = [
+    "answered",
+    "unanswered",
+    "cancelled",
+    "interrupted",
+    "timeout",
+    "upstream_unavailable",
+    "upstream_truncated",
+    "internal",
+];
+
 #[derive(Debug)]
 pub(super) struct Metrics {
     /// Turns that run on this replica.
@@ -76,6 +88,10 @@ impl Metrics {
             first_delta: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             ended: Family::default(),
         };
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for outcome in OUTCOMES {
+            drop(metrics.ended.get_or_create(&Outcome { outcome }));
+        }
         let registry = registry.sub_registry_with_prefix("turn");
         registry.register("running", "Turns that run on this replica", metrics.running.clone());
         registry.register("ended", "Turns that this replica has ended", metrics.ended.clone());
@@ -105,5 +121,36 @@ impl Metrics {
 
     pub(super) fn ended(&self, outcome: Outcome) {
         self.ended.get_or_create(&outcome).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Failure;
+
+    #[test]
+    fn however_a_turn_ends_was_counted_from_zero() {
+        let failed = |reason| EventBody::Failed(Failure { reason, partial_text: String::new() });
+        let completed = |finish, answered| {
+            let stopped = super::super::stopped(String::new());
+            EventBody::Completed(crate::domain::Completion { answered, finish, ..stopped })
+        };
+        let ends = [
+            failed(FailureReason::Interrupted),
+            failed(FailureReason::Timeout),
+            failed(FailureReason::UpstreamUnavailable),
+            failed(FailureReason::UpstreamTruncated),
+            failed(FailureReason::Internal),
+            completed(FinishReason::Stop, true),
+            completed(FinishReason::Stop, false),
+            completed(FinishReason::MaxTokens, true),
+            completed(FinishReason::ContentFilter, true),
+            completed(FinishReason::Cancelled, true),
+        ];
+        for end in ends {
+            let Outcome { outcome } = Outcome::of(&end);
+            assert!(OUTCOMES.contains(&outcome), "{outcome}");
+        }
     }
 }

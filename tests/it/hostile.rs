@@ -16,7 +16,7 @@ use chatbot::pb::chatbot::v1::{AskRequest, KnowledgeEntry, TeachRequest, teach_r
 
 use crate::{
     frames::{DATA, END_STREAM, Frame, Peer, TEACH, grpc},
-    support::{Process, folder, metric, serve},
+    support::{Process, folder, http_get, metric, serve},
 };
 
 /// For what takes milliseconds; a test that waits for it has failed.
@@ -51,6 +51,14 @@ impl Server {
 
     fn metric(&self, name: &str) -> Option<f64> {
         metric(self.ops, name)
+    }
+
+    /// The calls that have not ended, of all methods.
+    fn in_flight(&self) -> f64 {
+        let text = http_get(self.ops, "/metrics");
+        let gauges = text.lines().filter(|line| line.starts_with("chatbot_rpc_in_flight{"));
+        let numbers = gauges.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        numbers.sum()
     }
 
     /// The processor time that it has used.

@@ -21,6 +21,10 @@ use super::{
 };
 use crate::{domain::Usage, telemetry::ModelSpan};
 
+/// How requests end.
+const OUTCOMES: [&str; 6] =
+    ["completed", "cancelled", "truncated", "unavailable", "refused", "breaker_open"];
+
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     requests: Family<Outcome, Counter>,
@@ -53,6 +57,13 @@ impl Metrics {
             breaker: Gauge::default(),
             retries: Counter::default(),
         };
+        // A counter that begins with its first event hides that event: a rate needs a value before it.
+        for outcome in OUTCOMES {
+            drop(metrics.requests.get_or_create(&Outcome { outcome }));
+        }
+        for direction in ["input", "output"] {
+            drop(metrics.tokens.get_or_create(&Direction { direction }));
+        }
         let registry = registry.sub_registry_with_prefix("upstream");
         registry.register(
             "requests",

@@ -56,7 +56,7 @@ fn nothing_is_left_of_peers_that_have_gone() {
         drop((silent, half, watcher, teacher, stuck));
     }
     let after = eventually("the end of all calls and connections", || {
-        metric("chatbot_rpc_in_flight") == 0.0
+        server.in_flight() == 0.0
             && metric("chatbot_net_connections") == 0.0
             && metric("chatbot_net_fds_open") <= descriptors + 1.0
     });
@@ -73,10 +73,9 @@ fn answers_that_nobody_takes_end_and_cost_a_bounded_amount() {
     assert_eq!(friend.check(SOON).code(), OK);
     let before = server.memory();
     let stuck = never_reads(&server, 100);
-    let metric = |name: &str| server.metric(name).expect("a number");
-    eventually("its calls", || metric("chatbot_rpc_in_flight") > 50.0);
+    eventually("its calls", || server.in_flight() > 50.0);
     let grown = server.memory() - before;
-    let after = eventually("the end of its calls", || metric("chatbot_rpc_in_flight") == 0.0);
+    let after = eventually("the end of its calls", || server.in_flight() == 0.0);
     report(&format!("stalled: {} KiB for 100 calls, ended after {after:?}", grown / 1024));
     assert!(grown < 40 * MIB, "{grown} bytes more");
     assert_eq!(friend.check(SOON).code(), OK);
