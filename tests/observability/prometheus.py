@@ -89,17 +89,15 @@ class Prometheus(Process):
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
 
-    def value(self, query):
-        """The only sample of a query."""
-        (sample,) = self.ask("query", query=query)["result"]
-        return float(sample["value"][1])
+    def alerts(self, *states):
+        """The alerts that are so, as their labels and annotations together."""
+        found = self.ask("alerts")["alerts"]
+        return [
+            {**alert["annotations"], **alert["labels"]} for alert in found if alert["state"] in states
+        ]
 
     def firing(self):
-        """The alerts that fire, as their labels and annotations together."""
-        alerts = self.ask("alerts")["alerts"]
-        return [
-            {**alert["annotations"], **alert["labels"]} for alert in alerts if alert["state"] == "firing"
-        ]
+        return self.alerts("firing")
 
 
 class Dashboard:
