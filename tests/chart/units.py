@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from rendering import CHART, ROOT, Loader, render, render_again
+from rendering import CHART, ROOT, Loader, notes, render, render_again
 from restricted import violations
 
 DEFAULT_PORTS = {"grpc": 8980, "ops": 8981}
@@ -96,6 +96,12 @@ def checksum(objects):
 
 def selects(selector, labels):
     return selector.items() <= labels.items()
+
+
+def noted(values):
+    """The notes of a release that begin with NOTE, each as one line."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in notes(values).split("\n\n")]
+    return [paragraph for paragraph in paragraphs if paragraph.startswith("NOTE: ")]
 
 
 def equal(actual, expected):
@@ -780,14 +786,52 @@ def promise_helm_tests_show_what_is_asked(values_files):
 
 
 def promise_helm_tests_without_credential(values_files):
-    """without the credential that it takes, the helm tests look at the ops port only"""
-    for values in (
-        {"auth": {"enabled": True, "existingSecret": "a"}},
-        {"tls": {"enabled": True, "existingSecret": "a", "clientCA": {"existingSecret": "b"}}},
+    """without the credential or the authorities that it takes, the helm tests look at the ops port only, and say so"""
+    by_hand = {"tls": {"enabled": True}, "config": {"tls": {"cert_file": "/vault/a", "key_file": "/vault/b"}}}
+    unseen = {"tls": {"enabled": True}, "existingConfigMap": "a"}
+    for values, lacks in (
+        ({"auth": {"enabled": True, "existingSecret": "a"}}, "tests.token.existingSecret"),
+        (
+            {"tls": {"enabled": True, "existingSecret": "a", "clientCA": {"existingSecret": "b"}}},
+            "tests.tls.clientSecret",
+        ),
+        (by_hand, "tests.tls.ca"),
+        (unseen, "tests.tls.systemAuthorities"),
     ):
         (test,) = of_kind(render(values), "Pod")
         equal([container["name"] for container in test["spec"]["containers"]], ["liveness", "readiness"])
+        assert "volumes" not in test["spec"]
         equal(of_kind(render({**values, "metricsService": {"enabled": False}}), "Pod"), [])
+        (note,) = [each for each in noted(values) if "ops port only" in each]
+        assert lacks in note, note
+    # What they lack can be given to them, and then they call.
+    for values, tls, flags in (
+        (by_hand, {"ca": {"existingConfigMap": "c"}}, ["--tls", "--tls-ca", "/secrets/ca/ca.crt"]),
+        (unseen, {"systemAuthorities": True}, ["--tls"]),
+        (
+            unseen,
+            {"systemAuthorities": True, "clientSecret": "d"},
+            ["--tls", "--tls-cert", "/secrets/client/tls.crt", "--tls-key", "/secrets/client/tls.key"],
+        ),
+    ):
+        values = {**values, "tests": {"tls": tls}}
+        for container in only(render(values), "Pod", "-test-ask")["spec"]["containers"]:
+            equal(container["args"][5:-1], flags)
+        assert not [each for each in noted(values) if "ops port only" in each]
+
+
+def promise_helm_tests_of_a_config_unseen(values_files):
+    """the notes say that the chart does not see what a config file of somebody else's asks of clients"""
+
+    def warned(values):
+        return [each for each in noted(values) if "does not look into existingConfigMap" in each]
+
+    (note,) = warned({"existingConfigMap": "a"})
+    for name in ("tls.enabled", "tests.tls.clientSecret", "auth.enabled", "tests.token"):
+        assert name in note, note
+    told = {"existingConfigMap": "a", "auth": {"enabled": True}, "tests": {"token": {"existingSecret": "b"}}}
+    for values in ({}, told, {"existingConfigMap": "a", "tests": {"enabled": False}}):
+        equal(warned(values), [])
 
 
 # === forms that a server or a tool would trip over ===
