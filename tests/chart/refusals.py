@@ -222,6 +222,11 @@ REFUSED = [
         },
         ["extraVolumeMounts has /secrets, ", "over /secrets/tls"],
     ),
+    (
+        "a port of egress that is none",
+        {"networkPolicy": {"egress": {"redis": {"ports": [0]}}}},
+        ["redis", "ports", "minimum"],
+    ),
     ("a sidecar under the server's name", {"sidecars": [{"name": "chatbot"}]}, ["have chatbot", "another name"]),
     ("a route to no gateway", {"grpcRoute": {"enabled": True}}, ["grpcRoute.parentRefs is empty"]),
     ("an Ingress for no host", {"ingress": {"enabled": True}}, ["ingress.hosts is empty"]),

@@ -127,3 +127,19 @@ without one. Sentinels lead on to a primary, which is taken to be at the port th
 {{- $ports | uniq | sortAlpha | join " " -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* Where addresses come from that the NetworkPolicy does not follow, for the notes; empty where there are
+none, or nothing is restricted. */ -}}
+{{- define "chatbot.unseenPeers" -}}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled -}}
+{{- $unseen := list -}}
+{{- if .Values.existingConfigMap -}}{{- $unseen = append $unseen "existingConfigMap" -}}{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name (list "CHATBOT__STORE__URL" "CHATBOT__UPSTREAM__BASE_URL" "CHATBOT__TELEMETRY__OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") -}}
+{{- $unseen = append $unseen .name -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.extraEnvFrom -}}{{- $unseen = append $unseen "extraEnvFrom" -}}{{- end -}}
+{{- join ", " $unseen -}}
+{{- end -}}
+{{- end -}}
