@@ -21,6 +21,16 @@ REFUSED = [
         ["replicaCount is 2", "taught knowledge of its own", "Set redis.url", "acceptIndependentReplicas"],
     ),
     (
+        "two replicas whose store is said by a variable to be their own",
+        {"replicaCount": 2, "extraEnv": [{"name": "CHATBOT__STORE__URL", "value": "memory:"}]},
+        ["replicaCount is 2", "Set redis.url", "acceptIndependentReplicas"],
+    ),
+    (
+        "two replicas whose store the chart does not see",
+        {"replicaCount": 2, "existingConfigMap": "a"},
+        ["replicaCount is 2", "does not look into existingConfigMap", "Set redis.url", "acceptIndependentReplicas"],
+    ),
+    (
         "two replicas on one volume, accepted or not",
         {"replicaCount": 2, "acceptIndependentReplicas": True, "persistence": {"enabled": True}},
         ["replicaCount is 2", "locks its file", "redis.url"],
@@ -38,6 +48,11 @@ REFUSED = [
     ("one port for both", {"ports": {"grpc": 8981}}, ["both 8981"]),
     ("a derived config key", {"config": {"server": {"drain_grace": "60s"}}}, ["shutdown.drainGraceSeconds"]),
     ("a derived address", {"config": {"ops": {"address": "[::]:1"}}}, ["set ports.ops"]),
+    (
+        "a config that somebody else's takes the place of",
+        {"existingConfigMap": "a", "config": {"telemetry": {"log_filter": "debug"}, "limits": {"burst": 5}}},
+        ["config.limits.burst, config.telemetry.log_filter: ", "existingConfigMap", "Put this into the file"],
+    ),
     ("two knowledge files", {"knowledge": {"jsonl": "{}", "existingConfigMap": "a"}}, ["both set"]),
     (
         "a knowledge file and a path",
@@ -150,6 +165,11 @@ REFUSED = [
         {"upstream": {"baseUrl": "http://a:b@c", "model": "d"}},
         ["upstream.baseUrl has a password"],
     ),
+    (
+        "a password in the address of the collector",
+        {"otel": {"endpoint": "http://a:b@collector:4317"}},
+        ["otel.endpoint has a password", "OTEL_EXPORTER_OTLP_HEADERS"],
+    ),
     ("a collector behind TLS", {"otel": {"endpoint": "https://collector:4317"}}, ["endpoint", "pattern"]),
     ("a share of more than all", {"otel": {"sampleRatio": 1.5}}, ["sampleRatio", "maximum"]),
     (
@@ -183,6 +203,29 @@ REFUSED = [
         "a mount over the chart's",
         {"extraVolumeMounts": [{"name": "a", "mountPath": "/etc/chatbot/"}]},
         ["extraVolumeMounts has /etc/chatbot/", "elsewhere"],
+    ),
+    (
+        "a mount that hides one of the chart's",
+        {"extraVolumeMounts": [{"name": "a", "mountPath": "/etc"}]},
+        ["extraVolumeMounts has /etc, ", "over /etc/chatbot", "elsewhere"],
+    ),
+    (
+        "a mount that hides everything",
+        {"extraVolumeMounts": [{"name": "a", "mountPath": "/"}]},
+        ["extraVolumeMounts has /, ", "over /etc/chatbot", "over /data"],
+    ),
+    (
+        "a mount that hides the chart's secrets",
+        {
+            "tls": {"enabled": True, "existingSecret": "a"},
+            "extraVolumeMounts": [{"name": "a", "mountPath": "//secrets/"}],
+        },
+        ["extraVolumeMounts has /secrets, ", "over /secrets/tls"],
+    ),
+    (
+        "a port of egress that is none",
+        {"networkPolicy": {"egress": {"redis": {"ports": [0]}}}},
+        ["redis", "ports", "minimum"],
     ),
     ("a sidecar under the server's name", {"sidecars": [{"name": "chatbot"}]}, ["have chatbot", "another name"]),
     ("a route to no gateway", {"grpcRoute": {"enabled": True}}, ["grpcRoute.parentRefs is empty"]),
@@ -279,8 +322,29 @@ ACCEPTED = [
         {"replicaCount": 2, "extraEnv": [{"name": "CHATBOT__STORE__URL", "valueFrom": {"secretKeyRef": {}}}]},
     ),
     (
+        "replicas whose Redis is named in a variable",
+        {"replicaCount": 2, "extraEnv": [{"name": "CHATBOT__STORE__URL", "value": "redis://redis"}]},
+    ),
+    (
+        "replicas whose Redis is named over a config file of somebody else's",
+        {**REDIS, "existingConfigMap": "a", "replicaCount": 2},
+    ),
+    (
         "TLS and credentials that a config file of somebody else's is about",
-        {"existingConfigMap": "a", "tls": {"enabled": True}, "auth": {"enabled": True}, "replicaCount": 2},
+        {
+            "existingConfigMap": "a",
+            "tls": {"enabled": True},
+            "auth": {"enabled": True},
+            "replicaCount": 2,
+            "acceptIndependentReplicas": True,
+        },
+    ),
+    (
+        "mounts beside the chart's and below them",
+        {
+            "extraVolumes": [{"name": "a", "emptyDir": {}}],
+            "extraVolumeMounts": [{"name": "a", "mountPath": path} for path in ("/data/models", "/etc/chat", "/da")],
+        },
     ),
     ("no replica at all", {"replicaCount": 0}),
     (

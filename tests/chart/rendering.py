@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -49,27 +50,27 @@ def engine(helm=HELM):
     return f"helm {_sdk().helm_sdk_version()} (helm-python-sdk)"
 
 
-def render(values=None, name="chatbot", namespace="demo", kube=KUBE_VERSION, apis=(), helm=HELM):
+def render(values=None, name="chatbot", namespace="demo", kube=KUBE_VERSION, apis=(), helm=HELM, chart=CHART):
     """The objects of a release, test hooks included. `apis` are what a cluster would say that it knows."""
     # As text, so that everybody gets objects of their own.
-    text = _rendered(json.dumps(values or {}, sort_keys=True), name, namespace, kube, tuple(apis), helm)
+    text = _rendered(json.dumps(values or {}, sort_keys=True), name, namespace, kube, tuple(apis), helm, chart)
     return [document for document in yaml.load_all(text, Loader) if document]
 
 
 @functools.lru_cache(maxsize=None)
-def _rendered(values, name, namespace, kube, apis, helm):
+def _rendered(values, name, namespace, kube, apis, helm, chart):
     if helm:
         args = ["--namespace", namespace, "--kube-version", kube, "--values", "-"]
         for api in apis:
             args += ["--api-versions", api]
-        return _helm(helm, "template", name, CHART, *args, values=values)
+        return _helm(helm, "template", name, chart, *args, values=values)
     sdk = _sdk()
     if kube != KUBE_VERSION or apis:
         raise ToolMissing("the helm program, to pretend to be another cluster")
     try:
-        with sdk.Chart.load(CHART) as chart:
-            chart.validate_schema(json.loads(values))
-            rendered = chart.render(json.loads(values), name=name, namespace=namespace)
+        with sdk.Chart.load(chart) as loaded:
+            loaded.validate_schema(json.loads(values))
+            rendered = loaded.render(json.loads(values), name=name, namespace=namespace)
     except sdk.HelmError as error:
         raise ChartError(str(error)) from error
     return "\n---\n".join(text for path, text in sorted(rendered.items()) if path.endswith(".yaml"))
@@ -77,8 +78,21 @@ def _rendered(values, name, namespace, kube, apis, helm):
 
 def render_again(values, name="chatbot", namespace="demo"):
     """What `render` gives, but rendered now and not remembered."""
-    text = _rendered.__wrapped__(json.dumps(values, sort_keys=True), name, namespace, KUBE_VERSION, (), HELM)
+    text = _rendered.__wrapped__(json.dumps(values, sort_keys=True), name, namespace, KUBE_VERSION, (), HELM, CHART)
     return [document for document in yaml.load_all(text, Loader) if document]
+
+
+def notes(values=None, name="chatbot"):
+    """What an operator reads after an install. `helm template` leaves it out, so a copy of the chart has it as
+    an object."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "chatbot"
+        shutil.copytree(CHART, copy)
+        templates = copy / "templates"
+        (templates / "NOTES.txt").rename(copy / "NOTES.txt")
+        (templates / "notes.yaml").write_text('kind: Notes\ntext: {{ tpl (.Files.Get "NOTES.txt") . | toJson }}\n')
+        (found,) = [o["text"] for o in render(values, name=name, chart=copy) if o["kind"] == "Notes"]
+    return found
 
 
 def lint(values=None, helm=HELM):

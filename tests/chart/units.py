@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from rendering import CHART, ROOT, Loader, render, render_again
+from rendering import CHART, ROOT, Loader, notes, render, render_again
 from restricted import violations
 
 DEFAULT_PORTS = {"grpc": 8980, "ops": 8981}
@@ -96,6 +96,12 @@ def checksum(objects):
 
 def selects(selector, labels):
     return selector.items() <= labels.items()
+
+
+def noted(values):
+    """The notes of a release that begin with NOTE, each as one line."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in notes(values).split("\n\n")]
+    return [paragraph for paragraph in paragraphs if paragraph.startswith("NOTE: ")]
 
 
 def equal(actual, expected):
@@ -461,7 +467,17 @@ def promise_keda(values_files):
     equal(metadata["serverAddress"], "http://prometheus.observability:9090")
     metric, labels = re.fullmatch(r"sum\((\w+)\{(.*)\}\)", metadata["query"]).groups()
     assert_exported(metric)
-    equal(labels, 'namespace="shop",pod=~"prod-chatbot-[a-z0-9]+-[a-z0-9]+"')
+    equal(labels, 'namespace="shop",pod=~"prod-chatbot-[a-z0-9]+(-[a-z0-9]+)?"')
+    # As Kubernetes names pods: their five letters come after 58 others at most.
+    for release in ("prod", "a" * 46, "a" * 47, "a" * 53):
+        scaled = render({**values_files["keda"], "nameOverride": "a"}, name=release)
+        (query,) = [each["metadata"]["query"] for each in only(scaled, "ScaledObject")["spec"]["triggers"][:1]]
+        (pattern,) = re.findall('pod=~"(.*)"', query)
+        deployment = only(scaled, "Deployment")["metadata"]["name"]
+        for replica_set in ("7c9d8b5f6d", "84746f8d4"):
+            name = f"{deployment}-{replica_set}-"[:58] + "x2k4z"
+            assert re.fullmatch(pattern, name), f"{pattern} is not {name}"
+        assert not re.fullmatch(pattern, f"b{deployment}-7c9d8b5f6d-x2k4z")
     equal((metadata["threshold"], prometheus["authenticationRef"]), ("40", {"name": "prometheus"}))
     equal(cron["type"], "cron")
     assert not of_kind(objects, "HorizontalPodAutoscaler")
@@ -574,6 +590,8 @@ def promise_egress(values_files):
         ({"otel": {"endpoint": "http://collector"}}, [80]),
         ({"upstream": {"baseUrl": "https://a/team/v1", "model": "m"}}, [443]),
         ({"upstream": {"baseUrl": "http://[::1]:11434/v1", "model": "m"}}, [11434]),
+        ({"config": {"upstream": {"base_url": "http://a:8000", "model": "m"}}}, [8000]),
+        ({"config": {"telemetry": {"otlp_endpoint": "http://a:4317"}}}, [4317]),
     ):
         (rule,) = only(render({**policy, **values}), "NetworkPolicy")["spec"]["egress"]
         equal((values, sorted(each["port"] for each in rule["ports"])), (values, ports))
@@ -582,6 +600,37 @@ def promise_egress(values_files):
     ports = [[port["port"] for port in rule["ports"]] for rule in rules]
     equal(ports, [[53, 53], [26379, 6379], [4317], [443], [3128]])
     equal([len(rule.get("to", [])) for rule in rules], [0, 1, 1, 1, 1])
+
+
+def promise_egress_to_pods(values_files):
+    """where the pods behind a Service have other ports than the Service, those named for egress count"""
+    for name, values in (
+        ("redis", {"redis": {"url": "redis://redis:80"}}),
+        ("otlp", {"otel": {"endpoint": "http://collector:80"}}),
+        ("upstream", {"upstream": {"baseUrl": "http://vllm:80", "model": "m"}}),
+    ):
+        to = [{"podSelector": {}}]
+        egress = {"enabled": True, "dns": False, name: {"to": to, "ports": [8000, 8001]}}
+        policy = only(render({"networkPolicy": {"enabled": True, "egress": egress}, **values}), "NetworkPolicy")
+        ports = [{"port": port, "protocol": "TCP"} for port in (8000, 8001)]
+        equal(policy["spec"]["egress"], [{"ports": ports, "to": to}])
+
+
+def promise_egress_notes(values_files):
+    """the notes name what the NetworkPolicy cannot follow, and nothing where it follows all"""
+    policy = {"networkPolicy": {"enabled": True, "egress": {"enabled": True}}}
+    variable = {"name": "CHATBOT__UPSTREAM__BASE_URL", "value": "http://a"}
+    values = {
+        **policy,
+        "existingConfigMap": "a",
+        "extraEnv": [variable, {"name": "OTEL_BSP_MAX_QUEUE_SIZE", "value": "1"}],
+        "extraEnvFrom": [{"configMapRef": {"name": "b"}}],
+    }
+    (note,) = [each for each in noted(values) if "NetworkPolicy" in each]
+    assert "follow existingConfigMap, CHATBOT__UPSTREAM__BASE_URL, extraEnvFrom." in note, note
+    assert "networkPolicy.egress.rules" in note, note
+    for followed in (policy, {"existingConfigMap": "a"}, {**policy, "otel": {"endpoint": "http://a"}}):
+        assert not [each for each in noted(followed) if "NetworkPolicy" in each], followed
 
 
 def promise_spread(values_files):
@@ -780,14 +829,52 @@ def promise_helm_tests_show_what_is_asked(values_files):
 
 
 def promise_helm_tests_without_credential(values_files):
-    """without the credential that it takes, the helm tests look at the ops port only"""
-    for values in (
-        {"auth": {"enabled": True, "existingSecret": "a"}},
-        {"tls": {"enabled": True, "existingSecret": "a", "clientCA": {"existingSecret": "b"}}},
+    """without the credential or the authorities that it takes, the helm tests look at the ops port only, and say so"""
+    by_hand = {"tls": {"enabled": True}, "config": {"tls": {"cert_file": "/vault/a", "key_file": "/vault/b"}}}
+    unseen = {"tls": {"enabled": True}, "existingConfigMap": "a"}
+    for values, lacks in (
+        ({"auth": {"enabled": True, "existingSecret": "a"}}, "tests.token.existingSecret"),
+        (
+            {"tls": {"enabled": True, "existingSecret": "a", "clientCA": {"existingSecret": "b"}}},
+            "tests.tls.clientSecret",
+        ),
+        (by_hand, "tests.tls.ca"),
+        (unseen, "tests.tls.systemAuthorities"),
     ):
         (test,) = of_kind(render(values), "Pod")
         equal([container["name"] for container in test["spec"]["containers"]], ["liveness", "readiness"])
+        assert "volumes" not in test["spec"]
         equal(of_kind(render({**values, "metricsService": {"enabled": False}}), "Pod"), [])
+        (note,) = [each for each in noted(values) if "ops port only" in each]
+        assert lacks in note, note
+    # What they lack can be given to them, and then they call.
+    for values, tls, flags in (
+        (by_hand, {"ca": {"existingConfigMap": "c"}}, ["--tls", "--tls-ca", "/secrets/ca/ca.crt"]),
+        (unseen, {"systemAuthorities": True}, ["--tls"]),
+        (
+            unseen,
+            {"systemAuthorities": True, "clientSecret": "d"},
+            ["--tls", "--tls-cert", "/secrets/client/tls.crt", "--tls-key", "/secrets/client/tls.key"],
+        ),
+    ):
+        values = {**values, "tests": {"tls": tls}}
+        for container in only(render(values), "Pod", "-test-ask")["spec"]["containers"]:
+            equal(container["args"][5:-1], flags)
+        assert not [each for each in noted(values) if "ops port only" in each]
+
+
+def promise_helm_tests_of_a_config_unseen(values_files):
+    """the notes say that the chart does not see what a config file of somebody else's asks of clients"""
+
+    def warned(values):
+        return [each for each in noted(values) if "does not look into existingConfigMap" in each]
+
+    (note,) = warned({"existingConfigMap": "a"})
+    for name in ("tls.enabled", "tests.tls.clientSecret", "auth.enabled", "tests.token"):
+        assert name in note, note
+    told = {"existingConfigMap": "a", "auth": {"enabled": True}, "tests": {"token": {"existingSecret": "b"}}}
+    for values in ({}, told, {"existingConfigMap": "a", "tests": {"enabled": False}}):
+        equal(warned(values), [])
 
 
 # === forms that a server or a tool would trip over ===

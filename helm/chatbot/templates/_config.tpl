@@ -61,13 +61,22 @@ the chart that it comes from, for whoever sets it by hand. */ -}}
 CHATBOT__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end -}}
 
-{{- /* Not empty where the replicas share a store, however that was said. */ -}}
+{{- /* Not empty where the replicas are known to share a store. A URL that comes from a Secret or the
+like is taken for that of a Redis: no other has anything to hide. */ -}}
 {{- define "chatbot.sharedStore" -}}
-{{- $url := default "" (get (default dict .Values.config.store) "url") -}}
+{{- $url := .Values.redis.url -}}
 {{- range .Values.extraEnv -}}
-{{- if eq .name "CHATBOT__STORE__URL" -}}{{- $url = "redis, or whatever is in that variable" -}}{{- end -}}
+{{- if eq .name "CHATBOT__STORE__URL" -}}{{- $url = ternary "redis" .value (hasKey . "valueFrom") -}}{{- end -}}
 {{- end -}}
-{{- if or .Values.redis.url .Values.existingConfigMap (hasPrefix "redis" $url) -}}shared{{- end -}}
+{{- if hasPrefix "redis" (default "" $url) -}}shared{{- end -}}
+{{- end -}}
+
+{{- /* What `config` is in values.yaml, which no template can read: no loss where somebody else's file takes its
+place. If the two differ, every release with existingConfigMap is refused. */ -}}
+{{- define "chatbot.defaultConfig" -}}
+telemetry:
+  log_format: json
+  log_filter: info
 {{- end -}}
 
 {{- /* What the server may take after `shutdown` is over: 2.5 s to end what is left of the calls, 2 for the
@@ -116,5 +125,21 @@ without one. Sentinels lead on to a primary, which is taken to be at the port th
 {{- $ports = append $ports (default $usual (trimPrefix ":" (regexFind ":[0-9]+$" .))) -}}
 {{- end -}}
 {{- $ports | uniq | sortAlpha | join " " -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Where addresses come from that the NetworkPolicy does not follow, for the notes; empty where there are
+none, or nothing is restricted. */ -}}
+{{- define "chatbot.unseenPeers" -}}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled -}}
+{{- $unseen := list -}}
+{{- if .Values.existingConfigMap -}}{{- $unseen = append $unseen "existingConfigMap" -}}{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name (list "CHATBOT__STORE__URL" "CHATBOT__UPSTREAM__BASE_URL" "CHATBOT__TELEMETRY__OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") -}}
+{{- $unseen = append $unseen .name -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.extraEnvFrom -}}{{- $unseen = append $unseen "extraEnvFrom" -}}{{- end -}}
+{{- join ", " $unseen -}}
 {{- end -}}
 {{- end -}}

@@ -52,17 +52,32 @@ mounts. */ -}}
 {{- end }}
 {{- end -}}
 
-{{- /* Not empty where clients have to show a certificate. */ -}}
+{{- /* Not empty where clients have to show a certificate. Of a config file of somebody else's that is known
+only by the certificate that the tests are given for it. */ -}}
 {{- define "chatbot.mutualTls" -}}
-{{- if or .Values.tls.clientCA.existingSecret .Values.tls.clientCA.existingConfigMap (get (default dict .Values.config.tls) "client_ca_file") -}}mutual{{- end -}}
+{{- $told := and .Values.existingConfigMap .Values.tls.enabled .Values.tests.tls.clientSecret -}}
+{{- if or .Values.tls.clientCA.existingSecret .Values.tls.clientCA.existingConfigMap (get (default dict .Values.config.tls) "client_ca_file") $told -}}mutual{{- end -}}
 {{- end -}}
 
-{{- /* Not empty where the tests have what it takes to call the chatbot itself. */ -}}
-{{- define "chatbot.testsMayCall" -}}
-{{- $certificate := and (include "chatbot.mutualTls" .) .Values.tests.tls.clientSecret -}}
-{{- if and (or $certificate (not (include "chatbot.mutualTls" .))) (or $certificate .Values.tests.token.existingSecret (not .Values.auth.enabled)) -}}may{{- end -}}
+{{- /* What the tests lack to call the chatbot itself, as the notes say it; empty where they lack nothing. */ -}}
+{{- define "chatbot.testsLack" -}}
+{{- with .Values.tests -}}
+{{- $trusted := or .tls.systemAuthorities .tls.ca.existingSecret .tls.ca.existingConfigMap (include "chatbot.tlsSecret" $) -}}
+{{- $mutual := include "chatbot.mutualTls" $ -}}
+{{- if and $.Values.tls.enabled (not $trusted) -}}
+trust nobody who has signed the certificate: name the authorities
+in tests.tls.ca, or set tests.tls.systemAuthorities
+{{- else if and $mutual (not .tls.clientSecret) -}}
+have no certificate to show: name a Secret with one in
+tests.tls.clientSecret
+{{- else if and $.Values.auth.enabled (not (or $mutual .token.existingSecret)) -}}
+have no token to show: name a Secret with one in
+tests.token.existingSecret
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
+{{- /* The files that the tests call the chatbot with, where they lack nothing. */ -}}
 {{- define "chatbot.testFiles" -}}
 {{- $files := list -}}
 {{- with .Values.tests -}}

@@ -41,7 +41,10 @@ is reported in one go. */ -}}
 {{- if gt $replicas 1 -}}
 {{- if .Values.persistence.enabled -}}
 {{- $problems = append $problems (printf "%s is %d with persistence.enabled: the store locks its file, so only one pod can use the volume. Set it to 1, or persistence.enabled to false and redis.url to a Redis." $replicasValue $replicas) -}}
-{{- else if not (or (include "chatbot.sharedStore" .) .Values.acceptIndependentReplicas) -}}
+{{- else if or (include "chatbot.sharedStore" .) .Values.acceptIndependentReplicas -}}
+{{- else if .Values.existingConfigMap -}}
+{{- $problems = append $problems (printf "%s is %d, but the chart does not look into existingConfigMap, so it does not know whether the replicas share a store. Set redis.url, which goes over that file, or %s to 1, or acceptIndependentReplicas to true if the file names a Redis, or if it is fine that each has conversations and taught knowledge of its own." $replicasValue $replicas $replicasValue) -}}
+{{- else -}}
 {{- $problems = append $problems (printf "%s is %d, but each replica would have conversations and taught knowledge of its own: what one pod is told, the others do not know. Set redis.url, or %s to 1, or acceptIndependentReplicas to true if that is fine." $replicasValue $replicas $replicasValue) -}}
 {{- end -}}
 {{- end -}}
@@ -83,6 +86,20 @@ is reported in one go. */ -}}
 {{- if hasKey (default dict (index $.Values.config $section)) $key -}}
 {{- $problems = append $problems (printf "config.%s.%s is set, but the chart derives it: set %s instead, which the rest of the chart follows." $section $key $setting.from) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.existingConfigMap -}}
+{{- $default := include "chatbot.defaultConfig" . | fromYaml -}}
+{{- $dropped := list -}}
+{{- range $section, $keys := .Values.config -}}
+{{- range $key, $value := $keys -}}
+{{- if ne (toJson $value) (toJson (dig $section $key nil $default)) -}}
+{{- $dropped = append $dropped (printf "config.%s.%s" $section $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with $dropped -}}
+{{- $problems = append $problems (printf "%s: config is not read along with existingConfigMap, which takes its place. Put this into the file there, or leave existingConfigMap empty." (join ", " .)) -}}
 {{- end -}}
 {{- end -}}
 {{- if hasPrefix "redis" (default "" (get (default dict .Values.config.store) "url")) -}}
@@ -144,6 +161,10 @@ is reported in one go. */ -}}
 {{- if regexMatch "://[^/]*@" .baseUrl -}}
 {{- $problems = append $problems "upstream.baseUrl has a password in it, which would be in a ConfigMap for everybody to read: leave it out, and name a Secret with the key in upstream.existingSecret." -}}
 {{- end -}}
+{{- end -}}
+
+{{- if regexMatch "://[^/]*@" .Values.otel.endpoint -}}
+{{- $problems = append $problems "otel.endpoint has a password in it, which would be in a ConfigMap for everybody to read: leave it out; what the collector wants goes into OTEL_EXPORTER_OTLP_HEADERS, from a Secret that extraEnv names." -}}
 {{- end -}}
 
 {{- with .Values.grpcRoute -}}
@@ -220,11 +241,18 @@ is reported in one go. */ -}}
 {{- end -}}
 {{- $volumes = append $volumes .name -}}
 {{- end -}}
+{{- $own := $mounts -}}
 {{- range .Values.extraVolumeMounts -}}
-{{- if has (trimSuffix "/" .mountPath) $mounts -}}
+{{- $path := clean .mountPath -}}
+{{- if has $path $mounts -}}
 {{- $problems = append $problems (printf "extraVolumeMounts has %s, where the chart mounts something, or which is there twice: mount it elsewhere." .mountPath) -}}
 {{- end -}}
-{{- $mounts = append $mounts (trimSuffix "/" .mountPath) -}}
+{{- range $mount := $own -}}
+{{- if and (ne $path $mount) (hasPrefix (printf "%s/" (trimSuffix "/" $path)) $mount) -}}
+{{- $problems = append $problems (printf "extraVolumeMounts has %s, which lies over %s, where the chart mounts something: mount it elsewhere." $path $mount) -}}
+{{- end -}}
+{{- end -}}
+{{- $mounts = append $mounts $path -}}
 {{- end -}}
 {{- $containers := list "chatbot" -}}
 {{- range concat .Values.initContainers .Values.sidecars -}}
