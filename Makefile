@@ -1,7 +1,7 @@
 # The steps of CI, and bench. Each one runs alone; `.ci/run` installs what they need and runs them in
 # this order.
 .DEFAULT_GOAL := help
-.PHONY: help fmt lint doc test clients observability bench deny engine e2e
+.PHONY: help fmt lint doc test clients observability bench gates deny engine e2e
 .PHONY: chart chart-lint chart-render chart-unit chart-policy
 
 help: ## this list
@@ -28,12 +28,16 @@ observability: ## dashboard and alerts, by a real Prometheus (needs prometheus, 
 	cargo build
 	$${CHATBOT_PYTHON:-python3} tests/observability/run
 
-bench: ## search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
+bench: ## the wire, search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
+	cargo bench --features jemalloc --bench wire
 	cargo bench --bench search
 	cargo bench --bench log
 	cargo bench --features jemalloc --bench model
 	cargo bench --features jemalloc --bench idle
 	cargo bench --bench probe -- --seconds 20
+
+gates: ## instructions and writes for a call and for an event, as recorded (needs valgrind)
+	cargo bench --profile bare --features jemalloc --bench wire -- --gates
 
 deny: ## licences, sources and duplicates of the dependencies (cargo install cargo-deny)
 	cargo deny --all-features --locked --log-level error check bans licenses sources

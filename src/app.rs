@@ -7,7 +7,9 @@
 mod reload;
 
 use std::{
+    fmt,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -42,6 +44,11 @@ pub struct Options {
     pub set_aside_damaged_store: bool,
     /// What answers `ENGINE_GENERATIVE`. Tests script one; without it the engine is not offered.
     pub generative: Option<Arc<dyn Engine>>,
+    /// What answers `ENGINE_RETRIEVAL` in place of the knowledge base: benchmarks of everything else
+    /// bring a constant.
+    pub retrieval: Option<Arc<dyn Engine>>,
+    /// The store, in place of the one that the settings name; for the same benchmarks.
+    pub store: Option<Arc<dyn Store>>,
 }
 
 /// The service, bound and open, not yet serving.
@@ -53,12 +60,20 @@ pub struct App {
     health: Health,
     ops: health::Ops,
     store: Arc<dyn Store>,
-    server: net::Server,
-    routes: axum::Router,
+    serving: Serving,
     tls: Option<net::Tls>,
     reloader: Reloader,
     authenticator: Authenticator,
     model_key: Option<openai::Key>,
+}
+
+/// The main port's server at work.
+struct Serving(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
 }
 
 /// Where it listens; with port 0 in the configuration, where that turned out to be.
@@ -104,8 +119,7 @@ impl App {
 
         // Dependencies.
         let (store, knowledge) = (health.dependency("store"), health.dependency("knowledge"));
-        let set_aside = options.set_aside_damaged_store;
-        let store = store::open(&config.store, set_aside, store, &life, &mut registry).await?;
+        let store = open_store(&config, &options, store, &life, &mut registry).await?;
         let base = Base::of_path(config.knowledge.path.as_deref());
         let log: Arc<dyn KnowledgeLog> = Arc::clone(&store) as _;
         let (search, feed, reloader) = Feed::open(base, log, &mut registry).await?;
@@ -144,7 +158,7 @@ impl App {
         let model = config.upstream.as_ref();
         let model = model.map(|config| openai::Client::new(config, &mut registry)).transpose()?;
         let model_key = model.as_ref().and_then(openai::Client::key);
-        let engines = engines(&config, options.generative, model, &search);
+        let engines = engines(&config, options, model, &search);
         let chatbot = chatbot(&config, engines, &store, search, &life, &mut registry);
         let layers = rpc::Layers {
             authenticator: authenticator.clone(),
@@ -170,8 +184,7 @@ impl App {
             health,
             ops,
             store,
-            server,
-            routes,
+            serving: Serving(Box::pin(server.run(routes))),
             tls,
             reloader,
             authenticator,
@@ -207,7 +220,7 @@ impl App {
     /// Serves until a stop is asked for, then ends: not ready, drain, close the store, close the ops
     /// port. Takes at most the drain's delay and grace and a few seconds.
     pub async fn run(self) {
-        self.life.spawn_service("server", self.server.run(self.routes));
+        self.life.spawn_service("server", self.serving.0);
         self.health.started();
         info!(address = %self.addresses.server, "serving");
 
@@ -236,10 +249,26 @@ fn registry(limit: net::fds::Limit) -> Registry {
     registry
 }
 
+/// The store of the settings, or the one that was given.
+async fn open_store(
+    config: &Config,
+    options: &Options,
+    dependency: health::Dependency,
+    life: &Lifecycle,
+    registry: &mut Registry,
+) -> Result<Arc<dyn Store>, store::Error> {
+    if let Some(given) = &options.store {
+        dependency.up();
+        return Ok(Arc::clone(given));
+    }
+    let set_aside = options.set_aside_damaged_store;
+    store::open(&config.store, set_aside, dependency, life, registry).await
+}
+
 /// The engines: retrieval in any case, those with a model where there is one, or a test plays it.
 fn engines(
     config: &Config,
-    scripted: Option<Arc<dyn Engine>>,
+    options: Options,
     model: Option<openai::Client>,
     knowledge: &Knowledge,
 ) -> Engines {
@@ -259,8 +288,10 @@ fn engines(
             DefaultEngine::Generative => EngineKind::Generative,
             DefaultEngine::Augmented => EngineKind::Augmented,
         },
-        retrieval: Arc::new(Retrieval::new(knowledge.clone(), min_confidence)),
-        generative: scripted.or(generative),
+        retrieval: options
+            .retrieval
+            .unwrap_or_else(|| Arc::new(Retrieval::new(knowledge.clone(), min_confidence))),
+        generative: options.generative.or(generative),
         augmented,
     }
 }

@@ -7,6 +7,7 @@
 
 mod budget;
 mod call;
+mod coalesce;
 mod connection;
 pub mod fds;
 mod governor;
@@ -20,7 +21,7 @@ mod wire;
 
 pub use self::{
     budget::{Budget, TooLow},
-    call::Ending,
+    call::{Ending, RequestBody, Routes},
     listen::listen,
     serve::Server,
     tls::{Error as TlsError, Tls},

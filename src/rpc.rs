@@ -10,6 +10,7 @@ mod cancel_turn;
 mod chat;
 mod converse;
 mod convert;
+mod dispatch;
 mod observe;
 mod rank_answers;
 mod rescue;
@@ -23,8 +24,9 @@ use futures_util::Stream;
 use prometheus_client::registry::Registry;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic::{Request, Response, Status, Streaming};
 
+use self::dispatch::{Dispatch, Routes};
 use crate::{
     auth::{Authenticator, Principal, Refusal, Scope},
     config,
@@ -32,7 +34,7 @@ use crate::{
     error::{Kind, Violation},
     health,
     knowledge::{self, Knowledge},
-    net::Ending,
+    net::{self, Ending},
     pb::{self, chatbot::v1 as proto},
     store::{self, KnowledgeLog},
     telemetry::CallSpans,
@@ -78,36 +80,39 @@ pub struct Layers {
 
 /// Everything that is served on the main port: the chatbot, health, and reflection if wanted, under
 /// the layers.
-pub fn routes(
-    chatbot: Chatbot,
+pub fn routes<C: chatbot_server::Chatbot>(
+    chatbot: C,
     health: health::Health,
     draining: CancellationToken,
     reflection: bool,
     layers: Layers,
     registry: &mut Registry,
-) -> Result<axum::Router, tonic_reflection::server::Error> {
+) -> Result<impl net::Routes + use<C>, tonic_reflection::server::Error> {
     let chatbot = ChatbotServer::from_arc(Arc::new(chatbot))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let mut routes = Routes::new(chatbot).add_service(health::service(health, draining));
+    let mut rest = tonic::service::Routes::default();
+    rest = rest.add_service(health::service(health, draining));
     if reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::CHATBOT_DESCRIPTORS)
             .register_encoded_file_descriptor_set(pb::HEALTH_DESCRIPTORS)
             .build_v1()?
             .max_decoding_message_size(MESSAGE_BYTES);
-        routes = routes.add_service(reflection);
+        rest = rest.add_service(reflection);
     }
-    // The last layer is the outermost: what the inner ones have refused or corrected is what is
+    // The first layer is the outermost: what the inner ones have refused or corrected is what is
     // observed, and gRPC-Web only translates what comes out.
     let Layers { authenticator, spans, receive_timeout, web } = layers;
-    let layered = routes
-        .into_axum_router()
-        .layer(authenticate::Layer::new(authenticator, registry))
-        .layer(bounds::Layer { receive_timeout })
+    let authenticate = authenticate::Layer::new(authenticator, registry);
+    let observe = observe::Layer::new(spans, registry);
+    let layered = tower::ServiceBuilder::new()
+        .layer(observe)
         .layer(rescue::Layer)
-        .layer(observe::Layer::new(spans, registry));
-    Ok(web::translated(layered, &web))
+        .layer(bounds::Layer { receive_timeout })
+        .layer(authenticate)
+        .service(Dispatch::new(chatbot, rest.into_axum_router()));
+    Ok(Routes::new(layered, &web))
 }
 
 /// Why an RPC failed.

@@ -21,7 +21,7 @@ pub use self::{
         Reaped, TurnOptions, WATCHED,
     },
     embedded::{Embedded, Selection, dump},
-    hints::Hint,
+    hints::{Hint, Hints},
     knowledge::KnowledgeLog,
     redis::Redis,
 };

@@ -15,12 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
+use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
+use tower::util::Oneshot;
 use tracing::debug;
 
 use super::{
@@ -28,6 +28,38 @@ use super::{
     wire::Heard,
 };
 use crate::{lifecycle::Lifecycle, pb};
+
+/// What answers the calls of all connections.
+pub trait Routes:
+    tower::Service<
+        Request<RequestBody>,
+        Response = Response<Self::Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+    /// The body of a response.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + 'static;
+}
+
+impl<S, B> Routes for S
+where
+    S: tower::Service<
+            Request<RequestBody>,
+            Response = Response<B>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    type Body = B;
+}
 
 /// How the call's connection ends; handed to every call as a request extension.
 #[derive(Debug, Clone, Default)]
@@ -157,17 +189,17 @@ where
 
 /// Begins calls; given to hyper.
 #[derive(Debug, Clone)]
-pub(super) struct Service {
-    pub(super) routes: Router,
+pub(super) struct Service<S> {
+    pub(super) routes: S,
     pub(super) calls: Arc<Calls>,
     /// What every request of the connection is told, such as who is at the other end.
     pub(super) extensions: http::Extensions,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Service {
-    type Response = Response<ResponseBody<axum::body::Body>>;
+impl<S: Routes> hyper::service::Service<Request<Incoming>> for Service<S> {
+    type Response = Response<ResponseBody<S::Body>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answer<S>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let offer = self.calls.begin(request.uri().path());
@@ -176,20 +208,41 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let heard = Arc::clone(&self.calls.heard);
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
-        let response = self.routes.clone().oneshot(request);
-        Box::pin(async move {
-            let response = response.await?;
+        let response = Oneshot::new(self.routes.clone(), request);
+        Answer { response, offer: Some(offer), held }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A response that is not there yet.
+    pub(super) struct Answer<S: Routes> {
+        #[pin]
+        response: Oneshot<S, Request<RequestBody>>,
+        // Both are the body's when it is there.
+        offer: Option<Arc<Offer>>,
+        held: Option<Call>,
+    }
+}
+
+impl<S: Routes> Future for Answer<S> {
+    type Output = Result<Response<ResponseBody<S::Body>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.response.poll(context))?;
+        let (offer, held) = (this.offer.take(), this.held.take());
+        if let Some(offer) = &offer {
             // hyper waits for room before it asks for the first frame.
             offer.make();
-            Ok(response.map(|body| ResponseBody { body, offer, held }))
-        })
+        }
+        Poll::Ready(Ok(response.map(|body| ResponseBody { body, offer, held })))
     }
 }
 
 pin_project_lite::pin_project! {
     /// A request's body; its data is a sign of life.
     #[derive(Debug)]
-    pub(super) struct RequestBody {
+    pub struct RequestBody {
         #[pin]
         body: Incoming,
         heard: Arc<Heard>,
@@ -226,7 +279,7 @@ pin_project_lite::pin_project! {
     pub(super) struct ResponseBody<B> {
         #[pin]
         body: B,
-        offer: Arc<Offer>,
+        offer: Option<Arc<Offer>>,
         held: Option<Call>,
     }
 }
@@ -240,9 +293,10 @@ impl<B: Body> Body for ResponseBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        this.offer.taken();
+        let Some(offer) = this.offer else { return this.body.poll_frame(context) };
+        offer.taken();
         let frame = ready!(this.body.poll_frame(context));
-        this.offer.make();
+        offer.make();
         Poll::Ready(frame)
     }
 

@@ -11,7 +11,6 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -23,14 +22,16 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    call::{Calls, Executor, Service},
+    call::{Calls, Executor, Routes, Service},
+    coalesce::{Coalesce, Writes},
     governor::Activity,
     wire::{Heard, Wire},
 };
 use crate::{config::Connections, lifecycle::Lifecycle};
 
 /// Calls at a time on one connection. Each can pin a message and a send buffer, so this times
-/// (256 KiB + 64 KiB) is the worst that one peer can cost: 32 MiB.
+/// (256 KiB + 64 KiB), and what is gathered of writes (32 KiB), is the worst that one peer can cost:
+/// 32 MiB.
 const STREAMS: u32 = 100;
 /// Bytes of a call's headers.
 const HEADER_BYTES: u32 = 16 * 1024;
@@ -103,13 +104,14 @@ pub(super) struct Terms {
     /// Whether HTTP/1.1 is spoken too, for gRPC-Web.
     pub(super) http1: bool,
     pub(super) life: Lifecycle,
+    pub(super) writes: Writes,
 }
 
 /// Drives one connection to its end. `spread` is a number from -1 to 1 that moves its age by a tenth,
 /// so that connections which came together do not leave together.
-pub(super) async fn drive<I>(
+pub(super) async fn drive<I, S>(
     stream: I,
-    routes: Router,
+    routes: S,
     activity: Arc<Activity>,
     mut extensions: http::Extensions,
     terms: Terms,
@@ -117,8 +119,9 @@ pub(super) async fn drive<I>(
 ) -> Reason
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Routes,
 {
-    let Terms { limits, http1, life } = terms;
+    let Terms { limits, http1, life, writes } = terms;
     let (draining, closing) = (life.draining().clone(), life.closing().clone());
     let drain = life.clone();
     let heard = Arc::new(Heard::default());
@@ -127,6 +130,7 @@ where
     extensions.insert(calls.ending.clone());
     let builder = builder(&calls, &limits, http1);
     let service = Service { routes, calls: Arc::clone(&calls), extensions };
+    let stream = Coalesce::new(stream, writes);
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
     let mut connection = pin!(builder.serve_connection(stream, service));
     let old = Instant::now() + limits.max_age.mul_f64(1.0 + spread / 10.0);

@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 use super::{
+    coalesce::Writes,
     connection::Reason,
     governor::{Crowd, Governor, Refusal},
 };
@@ -30,6 +31,7 @@ pub(super) struct Metrics {
     refused: Family<Labels, Counter>,
     pub(super) handshakes_failed: Counter,
     pub(super) shortages: Counter,
+    pub(super) writes: Writes,
 }
 
 impl Metrics {
@@ -40,6 +42,7 @@ impl Metrics {
             refused: Family::default(),
             handshakes_failed: Counter::default(),
             shortages: Counter::default(),
+            writes: Writes::default(),
         };
         // A counter that begins with its first event hides that event: a rate needs a value before it.
         for reason in Reason::ALL {
@@ -61,6 +64,14 @@ impl Metrics {
             "accept_shortages",
             "Accepts that failed for want of descriptors or memory",
             metrics.shortages.clone(),
+        );
+        let Writes { written, flushed, put_off } = &metrics.writes;
+        net.register("writes", "Writes to connections", written.clone());
+        net.register("flushes", "Flushes that had something to write", flushed.clone());
+        net.register(
+            "flushes_put_off",
+            "Turns of the scheduler that flushes were put off by",
+            put_off.clone(),
         );
         registry.register_collector(Box::new(Connections(governor)));
         metrics

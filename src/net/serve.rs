@@ -12,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    call::Routes,
     connection::{Reason, Terms, drive},
     governor::{Governor, Permit, Refusal},
     metrics::Metrics,
@@ -63,7 +63,8 @@ impl Server {
         if let Some(tls) = &tls {
             tls.register(registry);
         }
-        let terms = Terms { limits: limits.clone(), http1, life: life.clone() };
+        let (limits, writes) = (limits.clone(), metrics.writes.clone());
+        let terms = Terms { limits, http1, life: life.clone(), writes };
         Self { listener, governor, tls, terms, metrics }
     }
 
@@ -74,7 +75,7 @@ impl Server {
 
     /// Serves `routes` until the drain; the connections that there are then end by themselves, as
     /// tasks of the lifecycle.
-    pub async fn run(self, routes: Router) {
+    pub async fn run(self, routes: impl Routes) {
         let Self { listener, governor, tls, terms, metrics } = self;
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
@@ -146,7 +147,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, routes: Router) {
+    async fn run(self, routes: impl Routes) {
         let Self { stream, address, permit, tls, terms, metrics, spread } = self;
         if let Err(error) = prepare(&stream) {
             // Such as a peer that is gone already.

@@ -18,10 +18,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tracing::debug;
 
-use super::Error;
+use super::{Error, status::answer};
 use crate::{
     auth::{Authenticator, Principal, Refusal, Scope},
     domain::PeerCertificate,
@@ -75,7 +75,7 @@ pub(super) struct Authenticate<S> {
 
 impl<S, B> tower::Service<Request<B>> for Authenticate<S>
 where
-    S: tower::Service<Request<B>, Response = Response<axum::body::Body>>,
+    S: tower::Service<Request<B>, Response = Response<Body>>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -91,10 +91,7 @@ where
                 request.extensions_mut().insert(principal);
                 Either::Left(self.inner.call(request))
             }
-            Err(error) => {
-                let refused = Status::from(error).into_http::<Body>().map(axum::body::Body::new);
-                Either::Right(ready(Ok(refused)))
-            }
+            Err(error) => Either::Right(ready(Ok(answer(error.into())))),
         }
     }
 }
@@ -168,7 +165,7 @@ mod tests {
         layer: &Layer,
         path: &str,
         token: Option<&str>,
-    ) -> Result<String, Response<axum::body::Body>> {
+    ) -> Result<String, Response<Body>> {
         let mut request = Request::builder().uri(path);
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -176,13 +173,10 @@ mod tests {
         send(layer, request.body(()).expect("a request")).await
     }
 
-    async fn send(
-        layer: &Layer,
-        request: Request<()>,
-    ) -> Result<String, Response<axum::body::Body>> {
+    async fn send(layer: &Layer, request: Request<()>) -> Result<String, Response<Body>> {
         let handler = tower::service_fn(|request: Request<()>| {
             let principal = request.extensions().get::<Principal>().expect("a principal");
-            let body = axum::body::Body::empty();
+            let body = Body::empty();
             let response = Response::builder().header("name", &principal.name).body(body);
             ready(Ok::<_, Infallible>(response.expect("a response")))
         });

@@ -17,7 +17,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::{Status, codegen::Bytes};
+use tonic::{Status, body::Body, codegen::Bytes};
 
 use super::{Error, status::answer};
 use crate::net::Ending;
@@ -44,6 +44,9 @@ impl Arrival {
     }
 }
 
+/// Any error.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// The caller's deadline; handed to every call that has one as a request extension.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline(pub(super) Instant);
@@ -67,23 +70,22 @@ pub(super) struct Bounds<S> {
     receive_timeout: Duration,
 }
 
-impl<S> tower::Service<Request<axum::body::Body>> for Bounds<S>
+impl<S, B> tower::Service<Request<B>> for Bounds<S>
 where
-    S: tower::Service<Request<axum::body::Body>, Response = Response<axum::body::Body>>,
-    S::Future: Send + 'static,
+    S: tower::Service<Request<Arriving<B>>, Response = Response<Body>>,
 {
-    type Response = Response<axum::body::Body>;
+    type Response = Response<Bounded>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = BoundedCall<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<axum::body::Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let deadline = match deadline(request.headers()) {
             Ok(deadline) => deadline,
-            Err(status) => return Box::pin(async { Ok(answer(status)) }),
+            Err(status) => return BoundedCall::Refused { status: Some(status) },
         };
         // Absent where there is no connection of ours, as in tests of a layer.
         let ending = request
@@ -92,35 +94,66 @@ where
             .map_or_else(CancellationToken::new, |ending| ending.now.clone());
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
-        let mut request = request.map(|body| match arrival {
-            Arrival::AtLeisure => body,
-            _ => axum::body::Body::new(Arriving {
-                body,
-                limit,
-                each: arrival == Arrival::Frames,
-                waiting: false,
-                late: Box::pin(sleep_until(Instant::now() + limit)),
-            }),
+        let until = Instant::now() + limit;
+        let mut request = request.map(|body| Arriving {
+            body,
+            arrival,
+            limit,
+            until,
+            waiting: false,
+            late: None,
         });
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
         let response = self.inner.call(request);
-        Box::pin(async move {
-            let mut end = End::new(ending, deadline);
-            tokio::select! {
-                biased;
-                response = response => Ok(response?.map(|body| {
-                    axum::body::Body::new(Bounded { body, end: Some(end) })
-                })),
-                status = &mut end => Ok(answer(status)),
+        BoundedCall::Called { response, end: Some(End::new(ending, deadline)) }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The response that is not there yet.
+    #[project = BoundedProjection]
+    pub(super) enum BoundedCall<F> {
+        /// There is none.
+        Refused { status: Option<Status> },
+        /// It is being made.
+        Called {
+            #[pin]
+            response: F,
+            end: Option<End>,
+        },
+    }
+}
+
+impl<F, E> Future for BoundedCall<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = Result<Response<Bounded>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let status = match self.project() {
+            BoundedProjection::Refused { status } => status.take(),
+            BoundedProjection::Called { response, end } => {
+                if let Poll::Ready(response) = response.poll(context) {
+                    let end = end.take();
+                    return Poll::Ready(Ok(response?.map(|body| Bounded { body, end })));
+                }
+                match end {
+                    Some(end) => Some(ready!(Pin::new(end).poll(context))),
+                    None => None,
+                }
             }
-        })
+        };
+        // It is polled to its end once.
+        let Some(status) = status else { return Poll::Pending };
+        Poll::Ready(Ok(answer(status)))
     }
 }
 
 /// What ends a call from outside: resolves to the status that it gets.
-struct End {
+pub(super) struct End {
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -151,22 +184,23 @@ impl Future for End {
 
 pin_project_lite::pin_project! {
     /// A response's body that may be ended from outside, with trailers.
-    struct Bounded {
+    #[derive(Default)]
+    pub(super) struct Bounded {
         #[pin]
-        body: axum::body::Body,
-        // `None` once it has ended the call.
+        body: Body,
+        // `None` once it has ended the call, or if there is none to end.
         end: Option<End>,
     }
 }
 
 impl http_body::Body for Bounded {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
         let Some(end) = this.end.as_mut() else { return Poll::Ready(None) };
         // The end first: a stream that always has something ready must not outrun it.
@@ -177,7 +211,7 @@ impl http_body::Body for Bounded {
         let mut trailers = HeaderMap::new();
         Poll::Ready(Some(match status.add_header(&mut trailers) {
             Ok(()) => Ok(Frame::trailers(trailers)),
-            Err(status) => Err(axum::Error::new(status)),
+            Err(status) => Err(status),
         }))
     }
 
@@ -192,36 +226,50 @@ impl http_body::Body for Bounded {
 
 pin_project_lite::pin_project! {
     /// A request's body that has to come in time.
-    struct Arriving {
+    pub(super) struct Arriving<B> {
         #[pin]
-        body: axum::body::Body,
+        body: B,
+        arrival: Arrival,
         limit: Duration,
-        each: bool,
+        until: Instant,
         waiting: bool,
-        late: Pin<Box<Sleep>>,
+        // Most bodies are there when they are asked for, and need no timer.
+        late: Option<Pin<Box<Sleep>>>,
     }
 }
 
-impl http_body::Body for Arriving {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl<B> http_body::Body for Arriving<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut this = self.project();
-        if let Poll::Ready(frame) = this.body.as_mut().poll_frame(context) {
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        if let Poll::Ready(frame) = this.body.poll_frame(context) {
             *this.waiting = false;
-            return Poll::Ready(frame);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        // The time that the handler took for the last frame is not the caller's.
-        if *this.each && !std::mem::replace(this.waiting, true) {
-            this.late.as_mut().reset(Instant::now() + *this.limit);
+        let begins = !std::mem::replace(this.waiting, true);
+        match this.arrival {
+            Arrival::AtLeisure => return Poll::Pending,
+            Arrival::Frames if begins => {
+                // The time that the handler took for the last frame is not the caller's.
+                *this.until = Instant::now() + *this.limit;
+                *this.late = None;
+            }
+            Arrival::Frames | Arrival::Whole => {}
         }
-        ready!(this.late.as_mut().poll(context));
+        let until = *this.until;
+        let late = this.late.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        ready!(late.as_mut().poll(context));
         let status: Status = Error::NotReceived(*this.limit).into();
-        Poll::Ready(Some(Err(axum::Error::new(status))))
+        Poll::Ready(Some(Err(status.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -274,13 +322,13 @@ mod tests {
         path: &str,
         body: axum::body::Body,
         adjust: impl FnOnce(&mut Request<axum::body::Body>),
-    ) -> Response<axum::body::Body> {
-        let handler = tower::service_fn(|request: Request<axum::body::Body>| async move {
+    ) -> Response<Bounded> {
+        let handler = tower::service_fn(|request: Request<Arriving<_>>| async move {
             if let Err(error) = request.into_body().collect().await {
-                let status = Status::from_error(Box::new(error));
+                let status = Status::from_error(error);
                 return Ok::<_, std::convert::Infallible>(answer(status));
             }
-            Ok(Response::new(axum::body::Body::new(Endless)))
+            Ok(Response::new(Body::new(Endless)))
         });
         let mut request = Request::builder().uri(path).body(body).expect("a request");
         adjust(&mut request);
@@ -302,12 +350,12 @@ mod tests {
         }
     }
 
-    async fn trailers(response: Response<axum::body::Body>) -> Status {
+    async fn trailers(response: Response<Bounded>) -> Status {
         let collected = response.into_body().collect().await.expect("no reset");
         Status::from_header_map(collected.trailers().expect("trailers")).expect("a status")
     }
 
-    fn head(response: &Response<axum::body::Body>) -> Status {
+    fn head(response: &Response<Bounded>) -> Status {
         Status::from_header_map(response.headers()).expect("a status in the head")
     }
 

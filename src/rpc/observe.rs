@@ -7,7 +7,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -32,16 +32,18 @@ use crate::{
     telemetry::{CallSpan, CallSpans},
 };
 
-/// The methods that are told apart, as `/package.Service/Method`. Callers can send any path; labels
-/// must not grow with it.
-const METHODS: [&str; 6] = [
-    "/chatbot.v1.Chatbot/Ask",
-    "/chatbot.v1.Chatbot/CancelTurn",
-    "/chatbot.v1.Chatbot/Chat",
-    "/chatbot.v1.Chatbot/Converse",
-    "/chatbot.v1.Chatbot/RankAnswers",
-    "/chatbot.v1.Chatbot/Teach",
+/// The methods that are told apart. Callers can send any path; labels must not grow with it. All others are
+/// counted under the last name, which the conventions give them.
+const METHODS: [&str; 7] = [
+    "chatbot.v1.Chatbot/Ask",
+    "chatbot.v1.Chatbot/CancelTurn",
+    "chatbot.v1.Chatbot/Chat",
+    "chatbot.v1.Chatbot/Converse",
+    "chatbot.v1.Chatbot/RankAnswers",
+    "chatbot.v1.Chatbot/Teach",
+    OTHER,
 ];
+const OTHER: &str = "_OTHER";
 /// Of these the first message is timed. An answer to one request that comes in pieces: of a unary call it is
 /// the end, and `Converse` waits for its client.
 const STREAMS: [&str; 2] = ["chatbot.v1.Chatbot/Chat", "chatbot.v1.Chatbot/RankAnswers"];
@@ -54,8 +56,8 @@ const EXPECTED: [Code; 6] = [
     Code::Unavailable,
     Code::DataLoss,
 ];
-/// Every other method, under the name that the conventions give it.
-const OTHER: &str = "_OTHER";
+/// Status codes, from 0.
+const CODES: usize = 17;
 
 #[derive(Debug, Clone)]
 pub(super) struct Layer(Arc<Shared>);
@@ -64,9 +66,20 @@ pub(super) struct Layer(Arc<Shared>);
 struct Shared {
     spans: CallSpans,
     handled: Family<Handled, Counter>,
-    durations: Family<Method, Histogram>,
-    first_messages: Family<Method, Histogram>,
-    in_flight: Family<Method, Gauge>,
+    /// In the order of `METHODS`.
+    methods: [Handles; METHODS.len()],
+}
+
+/// The metrics of one method, kept: looking them up by their labels locks and hashes.
+#[derive(Debug)]
+struct Handles {
+    method: &'static str,
+    /// By code, from its first call on.
+    handled: [OnceLock<Counter>; CODES],
+    duration: Histogram,
+    /// Where it is timed.
+    first_message: Option<Histogram>,
+    in_flight: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,51 +95,43 @@ struct Method {
 
 impl Layer {
     pub(super) fn new(spans: CallSpans, registry: &mut Registry) -> Self {
-        let shared = Shared {
-            spans,
-            handled: Family::default(),
-            durations: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.000_25, 2.0, 20))
-            }),
-            first_messages: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
-            }),
-            in_flight: Family::default(),
-        };
-        // A counter that begins with its first call hides it: a rate needs a value before it.
-        for method in METHODS.map(|path| path.trim_start_matches('/')) {
+        let histogram =
+            |buckets| move || Histogram::new(exponential_buckets(0.000_25, 2.0, buckets));
+        let handled = Family::<Handled, Counter>::default();
+        let durations = Family::<Method, _, _>::new_with_constructor(histogram(20));
+        let first_messages = Family::<Method, _, _>::new_with_constructor(histogram(18));
+        let in_flight = Family::<Method, Gauge>::default();
+        let methods = METHODS.map(|method| {
+            // A counter that begins with its first call hides it: a rate needs a value before it.
             for code in EXPECTED {
-                drop(shared.handled.get_or_create(&Handled { method, code: name(code) }));
+                drop(handled.get_or_create(&Handled { method, code: name(code) }));
             }
-            drop(shared.durations.get_or_create(&Method { method }));
-            drop(shared.in_flight.get_or_create(&Method { method }));
-        }
-        for method in STREAMS {
-            drop(shared.first_messages.get_or_create(&Method { method }));
-        }
+            let labels = Method { method };
+            let timed = STREAMS.contains(&method);
+            Handles {
+                method,
+                handled: Default::default(),
+                duration: durations.get_or_create(&labels).clone(),
+                first_message: timed.then(|| first_messages.get_or_create(&labels).clone()),
+                in_flight: in_flight.get_or_create(&labels).clone(),
+            }
+        });
         let registry = registry.sub_registry_with_prefix("rpc");
-        registry.register(
-            "handled",
-            "Calls that ended, by method and code",
-            shared.handled.clone(),
-        );
+        registry.register("handled", "Calls that ended, by method and code", handled.clone());
         registry.register_with_unit(
             "duration",
             "Duration of calls to the end of their response",
             Unit::Seconds,
-            shared.durations.clone(),
+            durations,
         );
         registry.register_with_unit(
             "first_message",
             "From a call to the first message of its streamed response",
             Unit::Seconds,
-            shared.first_messages.clone(),
+            first_messages,
         );
-        registry.register(
-            "in_flight",
-            "Calls that have not ended, by method",
-            shared.in_flight.clone(),
-        );
+        registry.register("in_flight", "Calls that have not ended, by method", in_flight);
+        let shared = Shared { spans, handled, methods };
         Self(Arc::new(shared))
     }
 }
@@ -172,30 +177,27 @@ where
 #[derive(Debug)]
 struct Call {
     shared: Arc<Shared>,
-    in_flight: Gauge,
     span: CallSpan,
-    method: &'static str,
+    /// Its place in `METHODS`.
+    method: usize,
     start: Instant,
-    /// Whether a message of the response has been seen, or none is looked for.
+    /// Whether a message of the response has been seen.
     answered: bool,
     code: Code,
 }
 
 impl Call {
     fn start(shared: &Arc<Shared>, path: &str, headers: &HeaderMap) -> Self {
-        let method = METHODS
-            .into_iter()
-            .find(|method| *method == path)
-            .map_or(OTHER, |method| method.trim_start_matches('/'));
-        let in_flight = shared.in_flight.get_or_create(&Method { method }).clone();
-        in_flight.inc();
+        let name = path.strip_prefix('/').unwrap_or(path);
+        let method = METHODS.iter().position(|method| *method == name);
+        let method = method.unwrap_or(METHODS.len() - 1);
+        shared.methods[method].in_flight.inc();
         Self {
             shared: Arc::clone(shared),
-            in_flight,
-            span: shared.spans.start(method, headers),
+            span: shared.spans.start(METHODS[method], headers),
             method,
             start: Instant::now(),
-            answered: !STREAMS.contains(&method),
+            answered: false,
             code: Code::Cancelled,
         }
     }
@@ -204,9 +206,9 @@ impl Call {
     fn message(&mut self) {
         if !self.answered {
             self.answered = true;
-            let histogram =
-                self.shared.first_messages.get_or_create(&Method { method: self.method });
-            histogram.observe(self.start.elapsed().as_secs_f64());
+            if let Some(histogram) = &self.shared.methods[self.method].first_message {
+                histogram.observe(self.start.elapsed().as_secs_f64());
+            }
         }
     }
 
@@ -220,13 +222,14 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let code = name(self.code);
-        self.in_flight.dec();
-        self.shared.handled.get_or_create(&Handled { method: self.method, code }).inc();
-        self.shared
-            .durations
-            .get_or_create(&Method { method: self.method })
-            .observe(self.start.elapsed().as_secs_f64());
+        let Self { shared, method, .. } = self;
+        let handles = &shared.methods[*method];
+        let (method, code) = (handles.method, name(self.code));
+        handles.in_flight.dec();
+        let create = || shared.handled.get_or_create(&Handled { method, code }).clone();
+        // By its number: `Code` has them all.
+        handles.handled[self.code as usize].get_or_init(create).inc();
+        handles.duration.observe(self.start.elapsed().as_secs_f64());
         self.span.end(code, is_server_fault(self.code));
     }
 }
@@ -383,8 +386,8 @@ mod tests {
     async fn a_stream_ends_with_its_trailers_not_with_its_headers() {
         let layer = layer();
         let mut response = call(&layer, "/chatbot.v1.Chatbot/Chat", Response::new(stream())).await;
-        let method = "chatbot.v1.Chatbot/Chat";
-        let in_flight = || layer.0.in_flight.get_or_create(&Method { method }).get();
+        let chat = layer.0.methods.iter().find(|method| method.method.ends_with("/Chat"));
+        let in_flight = || chat.expect("a method").in_flight.get();
         assert_eq!(in_flight(), 1);
         response.body_mut().frame().await.expect("data").expect("no error");
         response.body_mut().frame().await.expect("data").expect("no error");
@@ -398,18 +401,19 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_message_of_a_stream_is_timed_and_no_other() {
-        let layer = layer();
+        let mut registry = Registry::default();
+        let layer = Layer::new(CallSpans::new(0.0), &mut registry);
         for path in ["Chat", "Ask", "Converse"] {
             let path = format!("/chatbot.v1.Chatbot/{path}");
             let mut response = call(&layer, &path, Response::new(stream())).await;
             while response.body_mut().frame().await.is_some() {}
         }
-        let mut registry = Registry::default();
-        registry.register("first", "", layer.0.first_messages.clone());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("a String");
-        let counts: Vec<_> = text.lines().filter(|line| line.starts_with("first_count")).collect();
-        assert!(counts.contains(&"first_count{method=\"chatbot.v1.Chatbot/Chat\"} 1"), "{text}");
+        let name = "rpc_first_message_seconds_count";
+        let counts: Vec<_> = text.lines().filter(|line| line.starts_with(name)).collect();
+        let chat = format!("{name}{{method=\"chatbot.v1.Chatbot/Chat\"}} 1");
+        assert!(counts.contains(&chat.as_str()), "{text}");
         assert!(counts.iter().filter(|count| !count.ends_with(" 0")).count() == 1, "{text}");
     }
 

@@ -9,10 +9,10 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::CatchUnwind};
 use http::{Method, Request, Response, StatusCode, header};
 use tonic::Status;
 
@@ -40,13 +40,11 @@ pub(super) struct Rescue<S> {
 impl<S, B, R> tower::Service<Request<B>> for Rescue<S>
 where
     S: tower::Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-    R: Into<axum::body::Body>,
-    axum::body::Body: From<R>,
+    R: Default,
 {
-    type Response = Response<axum::body::Body>;
+    type Response = Response<R>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Rescued<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -54,16 +52,44 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if !is_grpc(&request) {
-            let mut refused = Response::new(axum::body::Body::empty());
-            *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Box::pin(async { Ok(refused) });
+            return Rescued::Refused;
         }
-        let response = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        Box::pin(async move {
-            match response.await {
-                Ok(response) => Ok(rescued(response?.map(axum::body::Body::from))),
-                Err(_) => Ok(answer(Error::Panicked.into())),
+        Rescued::Called { response: AssertUnwindSafe(self.inner.call(request)).catch_unwind() }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The response that is not there yet.
+    #[project = RescuedProjection]
+    pub(super) enum Rescued<F> {
+        /// It is no gRPC.
+        Refused,
+        /// It is being answered.
+        Called {
+            #[pin]
+            response: CatchUnwind<AssertUnwindSafe<F>>,
+        },
+    }
+}
+
+impl<F, R, E> Future for Rescued<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Default,
+{
+    type Output = Result<Response<R>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match self.project() {
+            RescuedProjection::Refused => {
+                let mut refused = Response::new(R::default());
+                *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                Ok(refused)
             }
+            RescuedProjection::Called { response } => match ready!(response.poll(context)) {
+                Ok(response) => Ok(rescued(response?)),
+                Err(_) => Ok(answer(Error::Panicked.into())),
+            },
         })
     }
 }
@@ -76,7 +102,7 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
         && content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn rescued(response: Response<axum::body::Body>) -> Response<axum::body::Body> {
+fn rescued<R: Default>(response: Response<R>) -> Response<R> {
     let Some(answered) = Status::from_header_map(response.headers()) else {
         return response;
     };

@@ -125,8 +125,8 @@ fn told(kind: Kind) -> bool {
 }
 
 /// A response of nothing but a status.
-pub(super) fn answer(status: Status) -> http::Response<axum::body::Body> {
-    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
+pub(super) fn answer<B: Default>(status: Status) -> http::Response<B> {
+    status.into_http()
 }
 
 /// The message of an error and of all that caused it.

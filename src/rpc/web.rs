@@ -30,9 +30,6 @@ const RESPONSE_HEADERS: [HeaderName; 3] = [
 
 /// The same routes, for gRPC-Web too.
 pub(super) fn translated(routes: axum::Router, web: &config::Web) -> axum::Router {
-    if web.allowed_origins.is_empty() {
-        return routes;
-    }
     // The configuration has checked that they are origins.
     let origins =
         web.allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());

@@ -15,7 +15,7 @@ use crate::domain::ConversationDigest;
 
 /// Who waits for what; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Hints(Arc<Inner>);
+pub struct Hints(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -49,7 +49,7 @@ pub struct Hint {
 
 impl Hints {
     /// Waits for the conversation.
-    pub(super) fn subscribe(&self, conversation: ConversationDigest) -> Hint {
+    pub fn subscribe(&self, conversation: ConversationDigest) -> Hint {
         let mut waiting = self.lock();
         let awaited = waiting.entry(conversation).or_default();
         awaited.readers += 1;
@@ -61,12 +61,12 @@ impl Hints {
     }
 
     /// The conversation has grown.
-    pub(super) fn grown(&self, conversation: ConversationDigest) {
+    pub fn grown(&self, conversation: ConversationDigest) {
         self.count(conversation, |count| count.grown += 1);
     }
 
     /// The conversation's turn was asked to stop, or may have been.
-    pub(super) fn cancelled(&self, conversation: ConversationDigest) {
+    pub fn cancelled(&self, conversation: ConversationDigest) {
         self.count(conversation, |count| count.cancels += 1);
     }
 

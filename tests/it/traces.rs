@@ -26,6 +26,7 @@ use crate::{
 };
 
 /// Short, so that dead owners are noticed soon.
+const IN_FLIGHT: &str = "chatbot_rpc_in_flight{method=\"chatbot.v1.Chatbot/Chat\"}";
 const LEASE: &str = "store.lease=500ms";
 
 /// The trace and the span of the call that begins, of the one that comes back, and of a listener.
@@ -163,7 +164,7 @@ async fn a_resumed_turn_is_one_trace_and_its_calls_point_to_it() {
     let mut stream = chat(a.server, &request, BEGINS).await;
     let seen = [next(&mut stream).await, next(&mut stream).await];
     drop(stream);
-    eventually(|| metric(a.ops, "chatbot_rpc_in_flight") == Some(0.0)).await;
+    eventually(|| metric(a.ops, IN_FLIGHT) == Some(0.0)).await;
 
     // Somebody listens at the other replica, and the client comes back there.
     let join = Join { conversation_id: seen[0].conversation_id.clone(), ..Join::default() };
