@@ -10,7 +10,7 @@
 //! It stands over TLS: what is gathered becomes one record, and not only one write.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -84,8 +84,11 @@ impl<S: AsyncWrite + Unpin> Coalesce<S> {
     }
 
     fn gather(&mut self, bytes: &[u8]) {
-        if self.gathered.capacity() == 0 {
-            self.gathered.reserve_exact(bytes.len().max(FIRST));
+        let (length, capacity) = (self.gathered.len(), self.gathered.capacity());
+        if length + bytes.len() > capacity {
+            // Doubling as a vector does, but never beyond what may be gathered.
+            let grown = (2 * capacity).clamp(FIRST, GATHERED).max(length + bytes.len());
+            self.gathered.reserve_exact(grown - length);
         }
         self.gathered.extend_from_slice(bytes);
     }
@@ -109,31 +112,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
         Poll::Ready(Ok(taken))
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let mut room = ready!(this.room(context))?;
-        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
-        if this.gathered.is_empty() && bytes >= room {
-            let taken = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
-            return this.written(taken);
-        }
-        let before = room;
-        for slice in slices {
-            let taken = slice.len().min(room);
-            this.gather(&slice[..taken]);
-            room -= taken;
-        }
-        Poll::Ready(Ok(before - room))
-    }
-
-    /// Gathering takes any number of slices, whatever is below.
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
+    // Vectored writes are left at their default, which is to have none: with them, h2 hands over each frame of
+    // 256 bytes by itself, with a flush before the next one, which would be put off; without, it gathers frames
+    // of up to 1 KiB before.
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -297,9 +278,7 @@ mod tests {
         assert!(task.flush().is_pending());
         assert_eq!(taken(task.write(b"two")), 3);
         assert!(task.flush().is_pending());
-        let slices = [IoSlice::new(b"th"), IoSlice::new(b"ree")];
-        let vectored = task.with(|stream, context| stream.poll_write_vectored(context, &slices));
-        assert_eq!(taken(vectored), 5);
+        assert_eq!(taken(task.write(b"three")), 5);
         assert!(task.flush().is_ready());
         assert_eq!(task.stream.stream.written, b"onetwothree");
         assert_eq!((task.stream.stream.writes, task.stream.stream.flushes), (1, 1));
@@ -338,9 +317,11 @@ mod tests {
         let part = [7; GATHERED / 4 + 1];
         for _ in 0..3 {
             assert_eq!(taken(task.write(&part)), part.len());
+            assert!(task.stream.gathered.capacity() <= GATHERED);
         }
         assert_eq!(taken(task.write(&part)), GATHERED - 3 * part.len());
         assert!(task.write(&part).is_pending(), "there is no room");
+        assert_eq!(task.stream.gathered.capacity(), GATHERED);
         assert!(task.flush().is_pending());
         assert_eq!(task.wakes.0.load(Ordering::Relaxed), 0);
         assert!(task.flush().is_ready());

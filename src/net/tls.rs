@@ -168,8 +168,10 @@ impl Collector for Dates {
 
 fn load(files: &config::Tls, http1: bool) -> Result<Current, Error> {
     let chain = certificates("a certificate", &files.cert_file)?;
-    let validities = chain.iter().filter_map(|certificate| Validity::of(certificate));
-    let validity = validities.min_by_key(|validity| validity.until);
+    // All or none: the dates of the others would hide those that cannot be read.
+    let validities: Option<Vec<_>> =
+        chain.iter().map(|certificate| Validity::of(certificate)).collect();
+    let validity = validities.and_then(|all| all.into_iter().min_by_key(|validity| validity.until));
     let config = Arc::new(server_config(files, chain, http1)?);
     Ok(Current { config, validity })
 }

@@ -2,8 +2,8 @@
 //!
 //! A request that cannot be read never reaches a handler: the generated code answers it itself, with
 //! `OUT_OF_RANGE` for a message that is too large and `INTERNAL` for one that is garbage. Here both
-//! become `INVALID_ARGUMENT`. What is no gRPC is refused, and a handler that panics is answered for. Only trailers-only responses without details are looked at; ours
-//! always have details.
+//! become `INVALID_ARGUMENT`. What is no gRPC is refused, and a handler that panics is answered for. Only
+//! trailers-only responses without details are looked at; ours always have details.
 
 use std::{
     future::Future,
@@ -54,7 +54,11 @@ where
         if !is_grpc(&request) {
             return Rescued::Refused;
         }
-        Rescued::Called { response: AssertUnwindSafe(self.inner.call(request)).catch_unwind() }
+        // The layers below do some of their work before their future is polled.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
+            Ok(response) => Rescued::Called { response: AssertUnwindSafe(response).catch_unwind() },
+            Err(_) => Rescued::Panicked,
+        }
     }
 }
 
@@ -64,6 +68,8 @@ pin_project_lite::pin_project! {
     pub(super) enum Rescued<F> {
         /// It is no gRPC.
         Refused,
+        /// There was a panic before there was anything to wait for.
+        Panicked,
         /// It is being answered.
         Called {
             #[pin]
@@ -86,6 +92,7 @@ where
                 *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
                 Ok(refused)
             }
+            RescuedProjection::Panicked => Ok(answer(Error::Panicked.into())),
             RescuedProjection::Called { response } => match ready!(response.poll(context)) {
                 Ok(response) => Ok(rescued(response?)),
                 Err(_) => Ok(answer(Error::Panicked.into())),
@@ -109,4 +116,32 @@ fn rescued<R: Default>(response: Response<R>) -> Response<R> {
     let detailed = !answered.details().is_empty();
     let corrected = status::of_peer(answered);
     if detailed || corrected.details().is_empty() { response } else { answer(corrected) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::body::Body;
+    use tower::{Layer as _, Service as _};
+
+    use super::*;
+
+    type Answer = Result<Response<Body>, std::convert::Infallible>;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_whenever_it_comes() {
+        let request = || {
+            let request = Request::post("/a.B/C").header("content-type", "application/grpc");
+            request.body(()).expect("a request")
+        };
+        let at_once =
+            tower::service_fn(|_: Request<()>| -> std::future::Ready<Answer> { panic!("at once") });
+        let later = tower::service_fn(async |_: Request<()>| -> Answer { panic!("later") });
+        for answer in
+            [Layer.layer(at_once).call(request()).await, Layer.layer(later).call(request()).await]
+        {
+            let Ok(answer) = answer;
+            let status = Status::from_header_map(answer.headers()).expect("a status");
+            assert_eq!(status.code(), tonic::Code::Internal);
+        }
+    }
 }
