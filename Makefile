@@ -28,13 +28,14 @@ observability: ## dashboard and alerts, by a real Prometheus (needs prometheus, 
 	cargo build
 	$${CHATBOT_PYTHON:-python3} tests/observability/run
 
-bench: ## the wire, search, the log, what is before a model, memory of idle connections, probes under load; no step of CI, since machines are noisy
+bench: ## the wire, search, the log, what is before a model, memory of idle connections, probes under load, the start; no step of CI, since machines are noisy
 	cargo bench --features jemalloc --bench wire
 	cargo bench --bench search
 	cargo bench --bench log
 	cargo bench --features jemalloc --bench model
 	cargo bench --features jemalloc --bench idle
 	cargo bench --bench probe -- --seconds 20
+	cargo bench --features jemalloc --bench start
 
 gates: ## instructions and writes for a call and for an event, as recorded (needs valgrind)
 	cargo bench --profile bare --features jemalloc --bench wire -- --gates
