@@ -104,9 +104,10 @@ fn main() {
             thread::sleep(SETTLED);
             let resident = last.map_or(0.0, |service| service.resident());
             times.sort_unstable_by(f64::total_cmp);
-            let [least, median, most] = [0, times.len() / 2, times.len() - 1].map(|n| times[n]);
+            let [shortest, median, longest] =
+                [0, times.len() / 2, times.len() - 1].map(|n| times[n]);
             let name = format!("{entries}, {store}");
-            println!("{name:<28}{least:>10.0}{median:>10.0}{most:>10.0}{resident:>14.1}");
+            println!("{name:<28}{shortest:>10.0}{median:>10.0}{longest:>10.0}{resident:>14.1}");
         }
     }
 }
