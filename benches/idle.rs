@@ -14,6 +14,11 @@
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
+#[path = "shared/bare.rs"]
+mod bare;
+#[path = "shared/environment.rs"]
+mod environment;
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -111,33 +116,12 @@ impl Server {
     }
 
     fn bare() -> Self {
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--profile", "bare", "--example", "bare", "--locked"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells a bench about its package would have build scripts run again that look at
-        // it (ring's does), and half of the dependencies after them.
-        for (variable, _) in std::env::vars_os() {
-            let told =
-                |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-            if variable.to_str().is_some_and(told) {
-                build.env_remove(variable);
-            }
-        }
-        assert!(build.status().expect("cargo runs").success(), "bare could not be built");
-        let target = Path::new(env!("CARGO_BIN_EXE_chatbot")).ancestors().nth(2).expect("a folder");
-        Self::start("bare", &mut Command::new(target.join("bare/examples/bare")), "address=")
+        Self::start("bare", &mut bare::bare(), "address=")
     }
 
     /// Starts it and waits for the line of its log that ends with `before` and its address.
     fn start(name: &'static str, command: &mut Command, before: &'static str) -> Self {
-        // What the machine's owner has set must not change what is measured.
-        for (variable, _) in std::env::vars_os() {
-            let ours = |name: &str| name.starts_with("CHATBOT") || name.starts_with("OTEL_");
-            if variable.to_str().is_some_and(ours) {
-                command.env_remove(variable);
-            }
-        }
+        environment::undisturbed(command);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the server starts");
         let stdout = child.stdout.take().expect("piped");

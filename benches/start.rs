@@ -10,6 +10,9 @@
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
+#[path = "shared/environment.rs"]
+mod environment;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -19,6 +22,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use self::environment::undisturbed;
 
 const ENTRIES: u32 = 100_000;
 /// After which the memory is looked at: what the start needed is given back by then.
@@ -32,13 +37,7 @@ impl Service {
     fn start(settings: &[String]) -> (Self, Duration) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_chatbot"));
         command.arg("serve").stdin(Stdio::null()).stdout(Stdio::piped());
-        // What the machine's owner has set must not change what is measured.
-        for (variable, _) in std::env::vars_os() {
-            let ours = |name: &str| name.starts_with("CHATBOT") || name.starts_with("OTEL_");
-            if variable.to_str().is_some_and(ours) {
-                command.env_remove(variable);
-            }
-        }
+        undisturbed(&mut command);
         for setting in settings {
             command.args(["--set", setting]);
         }

@@ -28,9 +28,13 @@
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
 mod ask;
+#[path = "../shared/environment.rs"]
+mod environment;
 mod overload;
 mod process;
 mod upstream;
+#[path = "../shared/used.rs"]
+mod used;
 
 use std::{
     path::Path,
@@ -43,8 +47,9 @@ use tonic::Status;
 
 use crate::{
     ask::{Answer, Way},
-    process::{Process, Used},
+    process::Process,
     upstream::Script,
+    used::Used,
 };
 
 /// The argument of the process that is the upstream.

@@ -1,9 +1,6 @@
-//! The processes of a run: the upstream, the services, Redis, LiteLLM. Each can be asked what it has
-//! used of the processors, and is gone when dropped.
+//! The processes of a run: the upstream, the services, Redis, LiteLLM. Each is gone when dropped.
 
 use std::{
-    collections::HashMap,
-    ffi::OsString,
     fs,
     io::{BufRead as _, BufReader},
     net::{TcpListener, TcpStream},
@@ -14,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::environment::undisturbed;
+
 const LONG: Duration = Duration::from_secs(90);
 
 /// One of them.
@@ -22,32 +21,6 @@ pub(crate) struct Process {
     child: Child,
     /// `HOST:PORT`.
     pub(crate) address: String,
-}
-
-/// What the threads of a process had used of the processors, in nanoseconds.
-#[derive(Debug)]
-pub(crate) struct Used(HashMap<OsString, u64>);
-
-impl Used {
-    /// Of the process with this id.
-    pub(crate) fn of(id: u32) -> Self {
-        let mut used = HashMap::new();
-        // A thread that ends while they are looked at is none of those that work.
-        for task in fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
-            let spent = fs::read_to_string(task.path().join("schedstat")).ok();
-            let spent = spent.and_then(|text| text.split(' ').next()?.parse().ok());
-            used.insert(task.file_name(), spent.unwrap_or_default());
-        }
-        Self(used)
-    }
-
-    /// What they have used since `before`.
-    pub(crate) fn since(&self, before: &Self) -> Duration {
-        let used = |(thread, spent): (&OsString, &u64)| {
-            spent.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
-        };
-        Duration::from_nanos(self.0.iter().map(used).sum())
-    }
 }
 
 impl Process {
@@ -120,13 +93,7 @@ impl Process {
 
     /// Starts a program that tells its address in a line that ends with `serving address=ADDRESS`.
     fn told(command: &mut Command) -> Self {
-        // What the machine's owner has set must not change what is measured.
-        for (variable, _) in std::env::vars_os() {
-            let ours = |name: &str| name.starts_with("CHATBOT") || name.starts_with("OTEL_");
-            if variable.to_str().is_some_and(ours) {
-                command.env_remove(variable);
-            }
-        }
+        undisturbed(command);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let stdout = child.stdout.take().expect("piped");
         let (sender, found) = mpsc::sync_channel(1);

@@ -18,7 +18,11 @@
     reason = "a program for a terminal, whose figures need no precision"
 )]
 
+#[path = "../shared/bare.rs"]
+mod bare;
 mod constant;
+#[path = "../shared/environment.rs"]
+mod environment;
 mod frames;
 mod gates;
 mod load;
@@ -28,6 +32,8 @@ mod servers;
 mod service;
 mod table;
 mod traces;
+#[path = "../shared/used.rs"]
+mod used;
 
 use std::time::Duration;
 

@@ -2,8 +2,6 @@
 //! core, all up at the same time.
 
 use std::{
-    collections::HashMap,
-    ffi::OsString,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -22,7 +20,12 @@ use prost_types::{
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::service::{self, Kind};
+use super::{
+    bare::{self, target},
+    environment::undisturbed,
+    service::{self, Kind},
+    used::Used,
+};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -75,21 +78,7 @@ impl Server {
 
     /// A bare tonic server, with the profile and the allocator that it would have without us.
     pub(crate) fn bare() -> Self {
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--profile", "bare", "--example", "bare", "--locked"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells a bench about its package would have build scripts run again that look at
-        // it, and half of the dependencies after them.
-        for (variable, _) in std::env::vars_os() {
-            let told =
-                |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-            if variable.to_str().is_some_and(told) {
-                build.env_remove(variable);
-            }
-        }
-        assert!(build.status().expect("cargo runs").success(), "bare could not be built");
-        Self::start("bare tonic", &mut Command::new(target().join("bare/examples/bare")))
+        Self::start("bare tonic", &mut bare::bare())
     }
 
     /// A bare grpc-go server, where there is Go; otherwise why there is none.
@@ -99,13 +88,7 @@ impl Server {
 
     /// Starts it on the servers' core and waits for the line that ends with its address.
     fn start(name: &'static str, command: &mut Command) -> Self {
-        // What the machine's owner has set must not change what is measured.
-        for (variable, _) in std::env::vars_os() {
-            let ours = |name: &str| name.starts_with("CHATBOT") || name.starts_with("OTEL_");
-            if variable.to_str().is_some_and(ours) {
-                command.env_remove(variable);
-            }
-        }
+        undisturbed(command);
         pin(SERVERS);
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
@@ -189,37 +172,6 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// What the threads of a process had used of the processors, in nanoseconds.
-#[derive(Debug)]
-pub(crate) struct Used(HashMap<OsString, u64>);
-
-impl Used {
-    fn of(id: u32) -> Self {
-        let mut used = HashMap::new();
-        // A thread that ends while they are looked at is none of those that work.
-        for task in fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
-            let spent = fs::read_to_string(task.path().join("schedstat")).ok();
-            let spent = spent.and_then(|text| text.split(' ').next()?.parse().ok());
-            used.insert(task.file_name(), spent.unwrap_or_default());
-        }
-        Self(used)
-    }
-
-    /// What they have used since `before`.
-    pub(crate) fn since(&self, before: &Self) -> Duration {
-        let used = |(thread, spent): (&OsString, &u64)| {
-            spent.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
-        };
-        Duration::from_nanos(self.0.iter().map(used).sum())
-    }
-}
-
-/// The folder of what is built.
-pub(crate) fn target() -> PathBuf {
-    let program = Path::new(env!("CARGO_BIN_EXE_chatbot"));
-    program.ancestors().nth(2).expect("a folder").to_owned()
 }
 
 /// Builds `benches/wire/go`. The plugins of protoc make Go of the contract, without protoc: they are
