@@ -108,7 +108,7 @@ async fn begin(store: &dyn Store) -> (Owner, Sequence) {
     };
     let begin = Begin { message, options: TurnOptions::default(), existing: false };
     match store.begin(&key, &begin).await.expect("a begin") {
-        Begun::New { owner, start } => (owner, start),
+        Begun::New { owner, start, .. } => (owner, start),
         other => panic!("{other:?}"),
     }
 }

@@ -36,7 +36,7 @@ const TOLD: usize = 20;
 pub struct Principal {
     /// The name in the tokens file, the `sub` of the JWT, or the name in the certificate. The same
     /// name is the same principal, whichever credential it comes from.
-    pub name: String,
+    pub name: Arc<str>,
     /// What it may do.
     pub scopes: Scopes,
 }
@@ -44,14 +44,14 @@ pub struct Principal {
 impl Principal {
     /// Anybody, where no credentials are configured.
     fn anonymous() -> Self {
-        Self { name: "anonymous".to_owned(), scopes: Scopes::ALL }
+        Self { name: "anonymous".into(), scopes: Scopes::ALL }
     }
 
     /// The principal of a name that somebody else has chosen, unless it is too long, empty, or
     /// would break a log line.
     fn new(name: &str, scopes: Scopes) -> Option<Self> {
         let good = (1..=NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
-        good.then(|| Self { name: name.to_owned(), scopes })
+        good.then(|| Self { name: name.into(), scopes })
     }
 }
 

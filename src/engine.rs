@@ -26,6 +26,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// more. What is ready is given at once, without waiting in between. Dropping the stream stops
     /// the work, here and wherever else it is done.
     fn answer(&self, question: Question) -> Pieces;
+
+    /// The whole answer, from an engine that waits for nothing and needs no history: the text and what
+    /// there is to say about it. Such a turn is begun and ended in one step. `None` from all others.
+    fn at_once(&self, question: &Question) -> Option<Result<(String, End), Error>> {
+        let _ = question;
+        None
+    }
 }
 
 /// An answer while it is made.

@@ -17,13 +17,14 @@ use std::{
 use futures_util::FutureExt as _;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
     time::Instant,
 };
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
 };
-use tracing::{Instrument as _, error, info, warn};
+use tracing::{Instrument as _, Span, error, info, warn};
 
 /// The life of the process; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -142,6 +143,25 @@ impl Lifecycle {
         F: Future<Output = ()> + Send + 'static,
     {
         tokio::spawn(self.0.services.track_future(work));
+    }
+
+    /// Does `work` here, and goes on with it in a task of its own once it has to wait: whoever wants it
+    /// may go away, and it is not left half done. What need not wait costs no task. `None` if it panics
+    /// there, or the runtime ends.
+    pub async fn see_through<F>(&self, work: F) -> Option<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let mut work = Box::pin(work);
+        if let Some(done) = work.as_mut().now_or_never() {
+            return Some(done);
+        }
+        let (sender, done) = oneshot::channel();
+        let rest = async move {
+            let _ = sender.send(work.await);
+        };
+        self.spawn_work(rest.instrument(Span::current()));
+        done.await.ok()
     }
 
     #[expect(clippy::disallowed_methods, reason = "one of the places where tasks are spawned")]

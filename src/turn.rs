@@ -10,9 +10,11 @@
 mod admission;
 mod begin;
 mod metrics;
+mod recent;
 mod run;
 mod tail;
 mod take_over;
+mod tick;
 mod watch;
 
 use std::{
@@ -33,11 +35,12 @@ use self::{
     admission::{Admission, Refusal, Slot},
     metrics::Metrics,
     run::{Asked, Generation},
+    tick::Tick,
     watch::Watchers,
 };
 use crate::{
     domain::{
-        Completion, ConversationKey, EngineKind, EventBody, FinishReason, RequestId, Sequence,
+        Completion, ConversationKey, EngineKind, Event, EventBody, FinishReason, RequestId, Sequence,
     },
     engine::{Engines, Exchange, Question},
     error::Kind,
@@ -136,6 +139,7 @@ struct Inner {
     admission: Admission,
     watchers: Watchers,
     metrics: Metrics,
+    tick: Tick,
 }
 
 /// What to do about a turn that is running in the conversation.
@@ -148,7 +152,7 @@ pub enum OnBusy {
 }
 
 /// A turn that was begun, or was there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Attached {
     /// The turn.
     pub turn: RequestId,
@@ -156,6 +160,8 @@ pub struct Attached {
     pub start: Sequence,
     /// Where its terminal event is, if it is over.
     pub end: Option<Sequence>,
+    /// What its beginning has logged, which is all of it if it is over; nothing if it was there already.
+    pub logged: Vec<Event>,
 }
 
 impl Turns {
@@ -169,7 +175,8 @@ impl Turns {
     ) -> Self {
         let admission = Admission::new(terms.quota, registry);
         let (watchers, metrics) = (Watchers::default(), Metrics::new(registry));
-        Self(Arc::new(Inner { log, engines, life, terms, admission, watchers, metrics }))
+        let tick = Tick::new();
+        Self(Arc::new(Inner { log, engines, life, terms, admission, watchers, metrics, tick }))
     }
 
     /// Whether the server offers this engine.
@@ -214,7 +221,7 @@ impl Turns {
         attached: Attached,
         after: Option<crate::domain::Position>,
     ) -> TurnTail {
-        TurnTail::new(self.clone(), key, attached, after)
+        TurnTail::new(self.clone(), key.clone(), attached, after)
     }
 
     /// The events of a conversation.
@@ -248,11 +255,12 @@ impl Turns {
         }
     }
 
-    /// Runs the turn in a task of its own.
+    /// Runs the turn in a task of its own. `logged` is what its beginning has just logged, if it was here.
     fn run(
         &self,
         owner: Owner,
         start: Sequence,
+        logged: &[Event],
         text: String,
         options: &TurnOptions,
         slot: Option<Slot>,
@@ -268,7 +276,7 @@ impl Turns {
         debug!(turn = %owner.turn, epoch = owner.epoch, engine = ?kind, "turn begins");
         let (this, language) = (self.clone(), options.language.clone());
         let (key, request) = (owner.key.clone(), owner.turn);
-        let generation = Generation::new(self.clone(), owner);
+        let generation = Generation::new(self.clone(), owner, logged);
         let run = async move {
             let history = match kind {
                 EngineKind::Retrieval => Vec::new(),

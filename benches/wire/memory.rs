@@ -78,11 +78,16 @@ impl Turn {
 }
 
 impl Conversation {
-    fn add(&mut self, turn: Option<RequestId>, body: EventBody) -> Sequence {
+    fn add(&mut self, turn: Option<RequestId>, time: SystemTime, body: EventBody) -> Sequence {
         self.last += 1;
         let position = Position::random(Sequence(self.last));
-        self.events.push(Event { position, turn, time: SystemTime::now(), body });
+        self.events.push(Event { position, turn, time, body });
         position.sequence
+    }
+
+    /// What was added since there were `before` events.
+    fn since(&self, before: usize) -> Vec<Event> {
+        self.events.get(before..).unwrap_or_default().to_vec()
     }
 
     /// Where a request is, if it is known.
@@ -95,10 +100,10 @@ impl Conversation {
         }
     }
 
-    fn claim(&mut self, begin: &Begin, wants_answer: bool) -> Sequence {
+    fn claim(&mut self, begin: &Begin, time: SystemTime, wants_answer: bool) -> Sequence {
         let request = begin.message.request;
         let turn = wants_answer.then_some(request);
-        let start = self.add(turn, EventBody::Posted(begin.message.clone()));
+        let start = self.add(turn, time, EventBody::Posted(begin.message.clone()));
         let end = (!wants_answer).then_some(start);
         let fingerprint = begin.fingerprint(wants_answer);
         self.requests.insert(request, Request { fingerprint, start, end });
@@ -168,7 +173,12 @@ impl Shard {
 
 #[async_trait::async_trait]
 impl ConversationLog for Memory {
-    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+    async fn begin_with(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        answer: &[EventBody],
+    ) -> Result<Begun, Error> {
         let mut shard = self.shard(key);
         let conversation = shard.open(key, begin)?;
         if let Some(Request { start, end, .. }) = conversation.known(begin, true)? {
@@ -177,9 +187,24 @@ impl ConversationLog for Memory {
         if let Some(turn) = &conversation.active {
             return Ok(Begun::Busy { turn: turn.id, orphaned: turn.orphaned() });
         }
-        let start = conversation.claim(begin, true);
+        let (now, before) = (SystemTime::now(), conversation.events.len());
+        let start = conversation.claim(begin, now, true);
         conversation.epoch += 1;
         let id = begin.message.request;
+        let owner = Owner { key: key.clone(), turn: id, epoch: conversation.epoch };
+        if !answer.is_empty() {
+            for event in answer {
+                conversation.add(Some(id), now, event.clone());
+            }
+            let end = Sequence(conversation.last);
+            if let Some(request) = conversation.requests.get_mut(&id) {
+                request.end = Some(end);
+            }
+            let logged = conversation.since(before);
+            drop(shard);
+            self.hints.grown(key.digest());
+            return Ok(Begun::New { owner, start, logged });
+        }
         conversation.active = Some(Turn {
             id,
             start,
@@ -190,10 +215,10 @@ impl ConversationLog for Memory {
             visible: false,
             cancelled: false,
         });
-        let owner = Owner { key: key.clone(), turn: id, epoch: conversation.epoch };
+        let logged = conversation.since(before);
         drop(shard);
         self.hints.grown(key.digest());
-        Ok(Begun::New { owner, start })
+        Ok(Begun::New { owner, start, logged })
     }
 
     async fn append(
@@ -218,9 +243,11 @@ impl ConversationLog for Memory {
         let new = events.get(known..).unwrap_or_default();
         turn.stored += new.len() as u64;
         turn.visible |= new.iter().any(|event| matches!(event, EventBody::Delta(_)));
+        let (now, before) = (SystemTime::now(), conversation.events.len());
         for event in new {
-            conversation.add(Some(owner.turn), event.clone());
+            conversation.add(Some(owner.turn), now, event.clone());
         }
+        let logged = conversation.since(before);
         let last = Sequence(conversation.last);
         if terminal {
             conversation.active = None;
@@ -233,7 +260,7 @@ impl ConversationLog for Memory {
         if !new.is_empty() {
             self.hints.grown(key.digest());
         }
-        Ok(Appended::Stored { last, watched })
+        Ok(Appended::Stored { last, logged, watched })
     }
 
     async fn post(&self, key: &ConversationKey, begin: &Begin) -> Result<Sequence, Error> {
@@ -242,7 +269,7 @@ impl ConversationLog for Memory {
         if let Some(Request { start, .. }) = conversation.known(begin, false)? {
             return Ok(*start);
         }
-        let start = conversation.claim(begin, false);
+        let start = conversation.claim(begin, SystemTime::now(), false);
         drop(shard);
         self.hints.grown(key.digest());
         Ok(start)

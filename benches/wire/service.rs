@@ -37,6 +37,16 @@ pub(crate) const READY_QUERY: &str = "ready";
 /// What is answered fifty times a second, a hundred times.
 pub(crate) const LIVE_QUERY: &str = "live";
 
+const ANSWER: &str = "Yes, and no more.";
+const END: End = End {
+    answered: true,
+    confidence: 1.0,
+    sources: Vec::new(),
+    usage: None,
+    finish: FinishReason::Stop,
+    degraded: false,
+};
+
 const PIECES: usize = 100;
 const GAP: Duration = Duration::from_millis(20);
 /// As many bytes as an event of its own has.
@@ -130,21 +140,18 @@ struct Constants;
 
 impl Engine for Constants {
     fn answer(&self, question: Question) -> Pieces {
-        let end = stream::iter([Ok::<_, Error>(Piece::End(End {
-            answered: true,
-            confidence: 1.0,
-            sources: Vec::new(),
-            usage: None,
-            finish: FinishReason::Stop,
-            degraded: false,
-        }))]);
+        let end = stream::iter([Ok::<_, Error>(Piece::End(END))]);
         if question.text == LIVE_QUERY {
             let ticks = IntervalStream::new(tokio::time::interval(GAP)).take(PIECES);
             let pieces = ticks.map(|_| Ok(Piece::Text(LIVE_PIECE.repeat(16))));
             return Box::pin(pieces.chain(end));
         }
-        let piece = Piece::Text("Yes, and no more.".to_owned());
+        let piece = Piece::Text(ANSWER.to_owned());
         Box::pin(stream::iter([Ok(piece)]).chain(end))
+    }
+
+    fn at_once(&self, question: &Question) -> Option<Result<(String, End), Error>> {
+        (question.text != LIVE_QUERY).then(|| Ok((ANSWER.to_owned(), END)))
     }
 }
 

@@ -79,7 +79,7 @@ fn without_credentials_everybody_is_anonymous() {
     assert_eq!(open.loaded(), None);
     for values in [&[][..], &["Bearer t"], &["Basic t", "x"]] {
         let principal = open.authenticate(&headers(values), None).expect("let in");
-        assert_eq!(principal, Principal { name: "anonymous".to_owned(), scopes: Scopes::ALL });
+        assert_eq!(principal, Principal { name: "anonymous".into(), scopes: Scopes::ALL });
     }
 }
 
@@ -96,7 +96,7 @@ fn a_certificate_is_its_first_uri_or_else_its_first_dns_name() {
         let der = certificate(names);
         let principal = open.authenticate(&HeaderMap::new(), Some(&der));
         let scopes = [Scope::Chat].into_iter().collect();
-        assert_eq!(principal, name.map(|name| Principal { name: name.to_owned(), scopes }));
+        assert_eq!(principal, name.map(|name| Principal { name: name.into(), scopes }));
     }
     assert_eq!(open.certificate(b"no certificate"), Err(Refusal::Invalid));
     assert_eq!(open.certificate(&[]), Err(Refusal::Invalid));

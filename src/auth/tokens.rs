@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(tokens.len(), 3);
         let named = |token: &str| {
             let principal = tokens.principal(token)?;
-            Some((principal.name.as_str(), principal.scopes.to_string()))
+            Some((&*principal.name, principal.scopes.to_string()))
         };
         assert_eq!(named("first"), Some(("alice", "chat".to_owned())));
         assert_eq!(named("secret"), Some(("bob", "chat,teach".to_owned())));

@@ -61,6 +61,10 @@ impl Engine for Retrieval {
         };
         Box::pin(stream::iter(pieces))
     }
+
+    fn at_once(&self, question: &Question) -> Option<Result<(String, End), Error>> {
+        Some(self.best(question).map_err(Error::Knowledge))
+    }
 }
 
 pub(super) fn source(hit: Hit) -> Source {

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -63,26 +63,33 @@ where
 
 /// How the call's connection ends; handed to every call as a request extension.
 #[derive(Debug, Clone, Default)]
-pub struct Ending {
-    /// Cancelled when the call has to say goodbye.
-    pub now: CancellationToken,
+pub struct Ending(Arc<End>);
+
+#[derive(Debug, Default)]
+struct End {
+    now: CancellationToken,
     soon: CancellationToken,
     /// Set before `soon` is cancelled.
-    end: Arc<OnceLock<tokio::time::Instant>>,
+    at: OnceLock<tokio::time::Instant>,
 }
 
 impl Ending {
+    /// Cancelled when the call has to say goodbye.
+    pub fn now(&self) -> &CancellationToken {
+        &self.0.now
+    }
+
     /// Ends when the connection begins to leave: how long the call has until it must say goodbye.
     pub async fn announced(&self) -> Duration {
-        self.soon.cancelled().await;
-        let end = self.end.get().copied().unwrap_or_else(tokio::time::Instant::now);
+        self.0.soon.cancelled().await;
+        let end = self.0.at.get().copied().unwrap_or_else(tokio::time::Instant::now);
         end.saturating_duration_since(tokio::time::Instant::now())
     }
 
     /// Tells the calls that the connection leaves, and how long they have.
     pub(super) fn announce(&self, time_left: Duration) {
-        let _ = self.end.set(tokio::time::Instant::now() + time_left);
-        self.soon.cancel();
+        let _ = self.0.at.set(tokio::time::Instant::now() + time_left);
+        self.0.soon.cancel();
     }
 }
 
@@ -106,33 +113,34 @@ pub(super) struct Call {
     offer: Arc<Offer>,
 }
 
-/// When hyper was last given something that it has not come back from, in milliseconds since `born`
-/// plus one; 0 while nothing is on offer.
-#[derive(Debug)]
-struct Offer {
-    born: Instant,
-    since: AtomicU64,
-}
+/// What hyper was given and has not come back from. Counted and not timed, since a look at the clock for
+/// each frame costs as much as the frame: odd while something is on offer, and another number for each.
+#[derive(Debug, Default)]
+struct Offer(AtomicU64);
 
 impl Offer {
+    // One task at a time makes and takes.
     fn make(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.since.store(now + 1, Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
     }
 
     fn taken(&self) {
-        self.since.store(0, Ordering::Relaxed);
+        let offers = self.0.load(Ordering::Relaxed);
+        self.0.store(offers + (offers & 1), Ordering::Relaxed);
     }
 
-    /// Ends when the peer has not taken what is on offer for `limit`.
+    /// Ends when the peer has not taken what is on offer for `limit`, or half as long again.
     async fn stalled(&self, limit: Duration) {
+        let (mut before, mut halves) = (0, 0);
         loop {
             tokio::time::sleep(limit / 2).await;
-            let since = self.since.load(Ordering::Relaxed);
-            let waiting = self.born.elapsed().saturating_sub(Duration::from_millis(since));
-            if since > 0 && waiting >= limit {
+            let offers = self.0.load(Ordering::Relaxed);
+            let same = offers == before && offers & 1 == 1;
+            halves = if same { halves + 1 } else { 0 };
+            if halves == 2 {
                 return;
             }
+            before = offers;
         }
     }
 }
@@ -156,7 +164,7 @@ impl Calls {
         self.heard.sensible();
         // A probe that never closes its connection is a leak like any other.
         let counts = !pb::is_infrastructure(path);
-        let offer = Arc::new(Offer { born: Instant::now(), since: AtomicU64::new(0) });
+        let offer = Arc::<Offer>::default();
         let guard = counts.then(|| self.activity.call());
         let call = Call { _guard: guard, offer: Arc::clone(&offer) };
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);

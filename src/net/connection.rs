@@ -173,7 +173,7 @@ where
     }
 
     // Saying goodbye.
-    calls.ending.now.cancel();
+    calls.ending.now().cancel();
     tokio::select! {
         biased;
         _ = connection.as_mut() => {}

@@ -2,13 +2,15 @@
 
 use tokio::time::Instant;
 
+use std::sync::Arc;
+
 use super::{Chatbot, Error, chat::Asked, convert, proto};
 use crate::{domain::EventBody, store::TurnOptions};
 
 impl Chatbot {
     pub(super) async fn answer(
         &self,
-        principal: &str,
+        principal: &Arc<str>,
         deadline: Option<Instant>,
         request: proto::AskRequest,
     ) -> Result<proto::AskResponse, Error> {
@@ -21,12 +23,11 @@ impl Chatbot {
         check.finish()?;
         let options = TurnOptions { engine, language, trace: None };
         let asked = Asked { conversation, request_id, text: request.query, options };
-        let (key, mut events) = self.begin(principal, asked, None, deadline).await?;
-        while events.next().await?.is_some() {}
-        match events.outcome() {
+        let (key, events) = self.begin(principal, asked, None, deadline).await?;
+        match events.end().await? {
             Some(EventBody::Completed(completion)) => Ok(proto::AskResponse {
-                conversation_id: key.id().to_string(),
-                answer: Some(convert::turn_completed(request_id.to_string(), completion.clone())),
+                conversation_id: convert::id(key.id().0),
+                answer: Some(convert::turn_completed(convert::id(request_id.0), completion)),
             }),
             Some(EventBody::Failed(failure)) => Err(Error::TurnFailed(failure.reason)),
             _ => Err(Error::Panicked),

@@ -114,7 +114,7 @@ impl Shared {
             && !principal.scopes.contains(scope)
         {
             self.count("scope");
-            debug!(principal = principal.name, scope = scope.name(), "scope refused");
+            debug!(principal = &*principal.name, scope = scope.name(), "scope refused");
             return Err(Error::Scope(scope));
         }
         Ok(principal)
@@ -177,7 +177,7 @@ mod tests {
         let handler = tower::service_fn(|request: Request<()>| {
             let principal = request.extensions().get::<Principal>().expect("a principal");
             let body = Body::empty();
-            let response = Response::builder().header("name", &principal.name).body(body);
+            let response = Response::builder().header("name", &*principal.name).body(body);
             ready(Ok::<_, Infallible>(response.expect("a response")))
         });
         let response = layer.layer(handler).oneshot(request).await.expect("infallible");

@@ -91,7 +91,7 @@ where
         let ending = request
             .extensions()
             .get::<Ending>()
-            .map_or_else(CancellationToken::new, |ending| ending.now.clone());
+            .map_or_else(CancellationToken::new, |ending| ending.now().clone());
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
         let until = Instant::now() + limit;
@@ -384,7 +384,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_ends_says_so_in_trailers() {
         let ending = Ending::default();
-        let token = ending.now.clone();
+        let token = ending.now().clone();
         let response = call("/x/Watch", axum::body::Body::empty(), |request| {
             request.extensions_mut().insert(ending);
         })

@@ -1,5 +1,7 @@
 //! `CancelTurn`: the stop button.
 
+use std::sync::Arc;
+
 use super::{Chatbot, Error, convert, proto};
 use crate::{
     domain::{ConversationId, ConversationKey, RequestId},
@@ -9,13 +11,13 @@ use crate::{
 impl Chatbot {
     pub(super) async fn stop(
         &self,
-        principal: &str,
+        principal: &Arc<str>,
         request: &proto::CancelTurnRequest,
     ) -> Result<proto::CancelTurnResponse, Error> {
         let (conversation, turn) = check(request, None)?;
         // That of a first message is known to nobody before its first event, but to whoever can derive it.
         let conversation = conversation.unwrap_or_else(|| ConversationId::derived(principal, turn));
-        self.turns.cancel(&ConversationKey::new(principal, conversation), turn).await?;
+        self.turns.cancel(&ConversationKey::new(Arc::clone(principal), conversation), turn).await?;
         Ok(proto::CancelTurnResponse {})
     }
 }

@@ -1,12 +1,14 @@
 //! `Chat`: starts a turn or resumes it, and streams its events.
 
+use std::sync::Arc;
+
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Chatbot, Error, convert, proto};
 use crate::{
-    domain::{ConversationId, ConversationKey, EventBody, Message, Position, RequestId},
+    domain::{ConversationId, ConversationKey, Message, Position, RequestId},
     store::{self, Begin, TurnOptions},
     turn::{self, OnBusy, TurnTail},
 };
@@ -14,7 +16,7 @@ use crate::{
 impl Chatbot {
     pub(super) async fn chat(
         &self,
-        principal: &str,
+        principal: &Arc<str>,
         deadline: Option<Instant>,
         request: proto::ChatRequest,
     ) -> Result<impl Stream<Item = Result<proto::ChatResponse, Status>> + Send + use<>, Error> {
@@ -35,7 +37,7 @@ impl Chatbot {
     /// Begins the turn of a request, or finds it; what `Ask` and `Chat` have in common.
     pub(super) async fn begin(
         &self,
-        principal: &str,
+        principal: &Arc<str>,
         asked: Asked,
         seen: Option<Position>,
         deadline: Option<Instant>,
@@ -44,7 +46,8 @@ impl Chatbot {
         let (key, begin) = asked.begin(principal);
         let attached = self.turns.begin(&key, begin, OnBusy::Refuse, deadline).await;
         let attached = attached.map_err(|error| refused(error, request_id))?;
-        Ok((key.clone(), self.turns.tail_turn(&key, attached, seen)))
+        let events = self.turns.tail_turn(&key, attached, seen);
+        Ok((key, events))
     }
 }
 
@@ -59,13 +62,13 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Where it goes, and what is begun there.
-    pub(super) fn begin(self, principal: &str) -> (ConversationKey, Begin) {
+    pub(super) fn begin(self, principal: &Arc<str>) -> (ConversationKey, Begin) {
         let Self { conversation, request_id, text, options } = self;
         let existing = conversation.is_some();
         let id = conversation.unwrap_or_else(|| ConversationId::derived(principal, request_id));
-        let participant = principal.to_owned();
+        let participant = principal.as_ref().to_owned();
         let message = Message { participant, text, request: request_id };
-        (ConversationKey::new(principal, id), Begin { message, options, existing })
+        (ConversationKey::new(Arc::clone(principal), id), Begin { message, options, existing })
     }
 }
 
@@ -82,25 +85,25 @@ fn responses(
     conversation: ConversationId,
     events: TurnTail,
 ) -> impl Stream<Item = Result<proto::ChatResponse, Status>> + Send {
+    let conversation = convert::id(conversation.0);
     // Events that are ready are handed out together, without a wake-up for each.
-    let batches = stream::unfold(Some(events), move |events| async move {
+    let first = (conversation, Some(events));
+    let batches = stream::unfold(first, |(conversation, events)| async move {
         let mut events = events?;
         let (batch, rest) = match events.next().await {
             Ok(Some(batch)) => {
                 let to_response = |event| proto::ChatResponse {
-                    event: Some(convert::event(conversation, event)),
+                    event: Some(convert::event(&conversation, event)),
                 };
                 (batch.into_iter().map(|event| Ok(to_response(event))).collect(), Some(events))
             }
-            Ok(None) => match events.outcome() {
-                Some(EventBody::Failed(failure)) => {
-                    (vec![Err(Error::TurnFailed(failure.reason).into())], None)
-                }
-                _ => return None,
-            },
+            Ok(None) => {
+                let reason = events.failure()?;
+                (vec![Err(Error::TurnFailed(reason).into())], None)
+            }
             Err(error) => (vec![Err(Error::from(error).into())], None),
         };
-        Some((stream::iter::<Vec<_>>(batch), rest))
+        Some((stream::iter::<Vec<_>>(batch), (conversation, rest)))
     });
     batches.flatten()
 }

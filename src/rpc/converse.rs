@@ -32,7 +32,7 @@ use crate::{
 impl Chatbot {
     pub(super) fn join(
         &self,
-        principal: String,
+        principal: Arc<str>,
         ending: Ending,
         inbound: Streaming<proto::ConverseRequest>,
     ) -> Result<impl Stream<Item = Result<proto::ConverseResponse, Status>> + Send + use<>, Error>
@@ -72,7 +72,7 @@ type Work = Pin<Box<dyn Future<Output = Result<Done, Error>> + Send>>;
 struct Session {
     turns: Turns,
     query_bytes: usize,
-    principal: String,
+    principal: Arc<str>,
     /// `None` once the client has said its last.
     inbound: Option<Streaming<proto::ConverseRequest>>,
     place: Place,
@@ -182,7 +182,8 @@ impl Session {
     fn told(&self, events: Vec<Event>) -> Vec<Told> {
         match &self.place {
             Place::In(tail) => {
-                let told = |event| Told::Event(convert::event(tail.key().id(), event));
+                let conversation = convert::id(tail.key().id().0);
+                let told = |event| Told::Event(convert::event(&conversation, event));
                 events.into_iter().map(told).collect()
             }
             Place::Nowhere | Place::New => Vec::new(),
@@ -222,7 +223,7 @@ impl Session {
         check.finish()?;
         let after = convert::position(&join.resume_token)?
             .map_or(After::Sequence(Sequence(0)), After::Position);
-        self.place = match id.map(|id| ConversationKey::new(&self.principal, id)) {
+        self.place = match id.map(|id| ConversationKey::new(Arc::clone(&self.principal), id)) {
             None => Place::New,
             Some(key) => Place::In(Box::new(self.turns.tail(&key, after))),
         };

@@ -1,6 +1,6 @@
 //! Messages to domain values and back, and the rules of requests.
 
-use uuid::{Uuid, Version};
+use uuid::{Uuid, Version, fmt::Hyphenated};
 
 use super::{
     Error,
@@ -150,14 +150,20 @@ pub(super) fn position(token: &str) -> Result<Option<Position>, Error> {
     Ok(Some(position))
 }
 
+/// An id as messages have it.
+pub(super) fn id(uuid: Uuid) -> String {
+    let mut text = [0; Hyphenated::LENGTH];
+    uuid.hyphenated().encode_lower(&mut text).to_owned()
+}
+
 /// An event of a conversation, for its readers.
-pub(super) fn event(conversation: ConversationId, event: Event) -> proto::Event {
-    let turn = event.turn.map(|turn| turn.to_string()).unwrap_or_default();
+pub(super) fn event(conversation: &str, event: Event) -> proto::Event {
+    let turn = event.turn.map(|turn| id(turn.0)).unwrap_or_default();
     let body = match event.body {
         EventBody::Posted(message) => Body::MessagePosted(proto::MessagePosted {
             participant_id: message.participant,
             text: message.text,
-            request_id: message.request.to_string(),
+            request_id: id(message.request.0),
         }),
         EventBody::Delta(text) => Body::TextDelta(text),
         EventBody::Completed(completion) => {
@@ -177,7 +183,7 @@ pub(super) fn event(conversation: ConversationId, event: Event) -> proto::Event 
         resume_token: event.position.to_string(),
         turn_id: turn,
         create_time: Some(event.time.into()),
-        conversation_id: conversation.to_string(),
+        conversation_id: conversation.to_owned(),
         event: Some(body),
     }
 }

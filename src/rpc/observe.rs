@@ -314,10 +314,11 @@ impl<B: Body> Body for ObservedBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        // A handler's stream runs in here: its log lines belong to the call.
-        let span = this.call.as_ref().map(|call| call.span.span().clone());
-        let _entered = span.as_ref().map(tracing::Span::enter);
-        let frame = ready!(this.body.poll_frame(context));
+        let frame = {
+            // A handler's stream runs in here: its log lines belong to the call.
+            let _entered = this.call.as_ref().map(|call| call.span.span().enter());
+            ready!(this.body.poll_frame(context))
+        };
         match (&frame, this.call.as_mut()) {
             (Some(Ok(frame)), Some(call)) => {
                 if let Some(trailers) = frame.trailers_ref() {

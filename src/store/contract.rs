@@ -51,7 +51,7 @@ pub(super) async fn holds(replicas: &Replicas) {
 }
 
 fn fresh() -> ConversationKey {
-    ConversationKey::new(&format!("principal {}", Uuid::new_v4()), ConversationId(Uuid::new_v4()))
+    ConversationKey::new(format!("principal {}", Uuid::new_v4()), ConversationId(Uuid::new_v4()))
 }
 
 fn request() -> RequestId {
@@ -90,7 +90,10 @@ fn interrupted(partial_text: &str) -> EventBody {
 /// Begins a turn that has to be new.
 async fn new_turn(store: &dyn Store, key: &ConversationKey, begin: &Begin) -> (Owner, Sequence) {
     match store.begin(key, begin).await.expect("a begin") {
-        Begun::New { owner, start } => (owner, start),
+        Begun::New { owner, start, logged } => {
+            assert!(matches!(&logged[..], [message] if message.position.sequence == start));
+            (owner, start)
+        }
         other => panic!("not new: {other:?}"),
     }
 }

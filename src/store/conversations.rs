@@ -35,7 +35,19 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
     /// whichever replicas, exactly one is [`Begun::New`]. Its message is logged, the turn active and
     /// owned under the next epoch, with a lease. [`Error::NotFound`] if the conversation has to exist
     /// and does not; [`Error::Reused`] if the request is known with another payload.
-    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error>;
+    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+        self.begin_with(key, begin, &[]).await
+    }
+
+    /// As `begin`, and in the same step as an `append` of `answer`, whose last event has to be terminal:
+    /// for a turn whose answer is there at once. Such a turn is over when it is new; nobody can take it
+    /// over, and what its owner appends is fenced. Without events it is `begin`.
+    async fn begin_with(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        answer: &[EventBody],
+    ) -> Result<Begun, Error>;
 
     /// Appends events to the owner's turn, all or none, and renews its lease; without events it only
     /// renews it. `number` counts the turn's events in this epoch from 1 and is that of the first
@@ -143,7 +155,7 @@ pub struct TurnOptions {
 }
 
 /// What became of a `begin`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Begun {
     /// The turn is new, and the caller's to run. Its message is the event at `start`.
     New {
@@ -151,6 +163,8 @@ pub enum Begun {
         owner: Owner,
         /// Where the message is.
         start: Sequence,
+        /// The message, and the answer that was logged with it: one after the other, without a gap.
+        logged: Vec<Event>,
     },
     /// The request is known.
     Known {
@@ -189,12 +203,15 @@ pub struct Owner {
 }
 
 /// What became of an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Appended {
     /// It is in the log, and the lease is renewed.
     Stored {
         /// The place of the last event given; of the turn's newest one if none was given.
         last: Sequence,
+        /// What this call has added to the log: one after the other, without a gap. Less than what was
+        /// given, or nothing, where that was stored before.
+        logged: Vec<Event>,
         /// Whether a reader somewhere has read with `watching` in the last [`WATCHED`].
         watched: bool,
     },

@@ -1,14 +1,14 @@
 //! The beginning of a turn: way is made for it, it is admitted, and its request is claimed.
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep},
-};
-use tracing::{Instrument as _, Span};
+use tokio::time::{Instant, sleep};
 
-use super::{AFTER_ALL, Attached, Error, Inner, LOOK, OnBusy, PATIENCE, Turns, admission::Slot};
+use super::{
+    AFTER_ALL, Attached, Error, Inner, LOOK, OnBusy, PATIENCE, Turns, admission::Slot,
+    metrics::Outcome, run::at_once,
+};
 use crate::{
-    domain::{ConversationKey, EngineKind, RequestId},
+    domain::{ConversationKey, EngineKind, EventBody, RequestId},
+    engine::Question,
     store::{self, Active, Begin, Begun, Hint, Page},
     telemetry::TurnTrace,
 };
@@ -42,14 +42,10 @@ impl Turns {
         let admitted = self.admit(key, &begin, deadline).await?;
         begin.options.trace = TurnTrace::begin();
         // A caller that goes away in the middle of the claim must not leave a turn without an owner.
-        let (done, outcome) = oneshot::channel();
         let (this, key) = (self.clone(), key.clone());
-        let claim = async move {
-            let _ = done.send(this.claim(&key, &begin, busy, admitted).await);
-        };
-        self.0.life.spawn_work(claim.instrument(Span::current()));
-        let stopped = |_| store::Error::Down("the claim was lost".to_owned());
-        outcome.await.map_err(stopped)?
+        let claim = async move { this.claim(&key, &begin, busy, admitted).await };
+        let lost = || store::Error::Down("the claim was lost".to_owned());
+        self.0.life.see_through(claim).await.ok_or_else(lost)?
     }
 
     /// Stops the turn that is running, and waits for its end, unless `request` is no news.
@@ -150,44 +146,77 @@ impl Turns {
         admitted: Admitted,
     ) -> Result<Attached, Error> {
         let turn = begin.message.request;
-        let outcome = self.claimed(key, begin, busy).await;
-        if let Ok(Begun::New { owner, start }) = outcome {
-            let (text, options) = (begin.message.text.clone(), &begin.options);
+        let started = Instant::now();
+        // Before the claim, so that one step logs the whole turn. For a request that is known that is for
+        // nothing, but it costs a search, and a second step would cost each turn one.
+        let answer = if admitted.counted { self.at_once(begin) } else { None };
+        let outcome = self.claimed(key, begin, answer.as_deref().unwrap_or_default(), busy).await;
+        if let Ok(Begun::New { owner, start, logged }) = outcome {
+            let options = &begin.options;
             if let Some(trace) = &options.trace {
                 trace.link(turn);
             }
             let attempt = self.attempt(&owner, options, 1, None);
-            self.run(owner, start, text, options, admitted.slot, attempt);
-            return Ok(Attached { turn, start, end: None });
+            let end = answer.as_ref().and_then(|answer| answer.last());
+            let Some(outcome) = end.map(Outcome::of) else {
+                let text = begin.message.text.clone();
+                self.run(owner, start, &logged, text, options, admitted.slot, attempt);
+                return Ok(Attached { turn, start, end: None, logged });
+            };
+            self.0.metrics.first_delta.observe(started.elapsed().as_secs_f64());
+            self.0.metrics.ended(outcome);
+            if let Some(attempt) = attempt {
+                attempt.ended(outcome.name(), outcome.is_failure());
+            }
+            let end = logged.last().map(|end| end.position.sequence);
+            return Ok(Attached { turn, start, end, logged });
         }
         if admitted.counted {
             self.0.admission.give_back(key.principal());
         }
         match outcome? {
-            Begun::New { start, .. } => Ok(Attached { turn, start, end: None }),
             Begun::Known { start, end } => {
                 self.link(key, turn).await;
-                Ok(Attached { turn, start, end })
+                Ok(Attached { turn, start, end, logged: Vec::new() })
             }
+            Begun::New { start, logged, .. } => Ok(Attached { turn, start, end: None, logged }),
             Begun::Busy { turn, .. } => Err(Error::InProgress(turn)),
         }
+    }
+
+    /// All events of the answer, where its engine need not wait for anything.
+    fn at_once(&self, begin: &Begin) -> Option<Vec<EventBody>> {
+        let engine = self.0.engines.get(self.kind(&begin.options))?;
+        let question = Question {
+            request: begin.message.request,
+            text: begin.message.text.clone(),
+            language: begin.options.language.clone(),
+            history: Vec::new(),
+        };
+        at_once(engine.as_ref(), &question)
     }
 
     async fn claimed(
         &self,
         key: &ConversationKey,
         begin: &Begin,
+        answer: &[EventBody],
         busy: OnBusy,
     ) -> Result<Begun, Error> {
         let deadline = self.others_end();
-        let mut hint = self.0.log.hint(key);
+        let mut hint = None;
         loop {
-            let outcome = self.0.log.begin(key, begin).await?;
+            let outcome = self.0.log.begin_with(key, begin, answer).await?;
             let Begun::Busy { turn: running, orphaned } = outcome else { return Ok(outcome) };
             if Instant::now() >= deadline || !(orphaned || busy == OnBusy::Interrupt) {
                 return Ok(outcome);
             }
-            self.make_way(key, Active { turn: running, orphaned }, &mut hint).await?;
+            let Some(hint) = &mut hint else {
+                // The turn may have ended before anybody waits for that: look once more.
+                hint = Some(self.0.log.hint(key));
+                continue;
+            };
+            self.make_way(key, Active { turn: running, orphaned }, hint).await?;
         }
     }
 }

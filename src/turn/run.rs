@@ -4,7 +4,12 @@
 //! limit, with the server, when nobody reads any more, or when it finds that it does not own its turn
 //! any longer; each of these but the last is an event in the log.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -12,16 +17,14 @@ use tracing::{error, info, warn};
 
 use super::{PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
 use crate::{
-    domain::{Completion, EventBody, Failure, FailureReason, FinishReason},
+    domain::{Completion, Event, EventBody, Failure, FailureReason, FinishReason},
     engine::{self, Engine, Piece, Pieces, Question},
     store::{self, Appended, Hint, Owner},
 };
 
-/// After an event, how long pieces are gathered for the next one, unless there are many.
-const GATHER: Duration = Duration::from_millis(50);
 /// As many bytes are an event of their own.
 const CHUNK: usize = 256;
-/// Events of one append.
+/// Events of one append. As many do not wait for the next beat.
 const BATCH: usize = 64;
 /// Bytes of an answer. The terminal event repeats all of it and has to fit into a message.
 const ANSWER_BYTES: usize = 128 * 1024;
@@ -67,10 +70,22 @@ pub(super) struct Generation {
     next: u64,
     /// The answer so far.
     text: String,
-    /// What of it is not in the log yet.
+    /// What of it is not in the log yet: events, and what is too short for one as long as more may come.
+    ready: Vec<EventBody>,
     pending: String,
     /// When text was last logged.
     logged: Option<Instant>,
+}
+
+/// What became of an append of the turn's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// It is in the log. Whether somebody reads at another replica.
+    Yes { watched: bool },
+    /// The turn was asked to stop.
+    Cancelled,
+    /// The turn is somebody else's.
+    Fenced,
 }
 
 /// What a run comes to.
@@ -85,9 +100,10 @@ enum Verdict {
 }
 
 impl Generation {
-    pub(super) fn new(turns: Turns, owner: Owner) -> Self {
+    pub(super) fn new(turns: Turns, owner: Owner, logged: &[Event]) -> Self {
         let hint = turns.0.log.hint(&owner.key);
         let watched = turns.0.watchers.runs(owner.key.digest());
+        watched.recent().logged(logged.to_vec());
         turns.0.metrics.running.inc();
         Self {
             turns,
@@ -97,6 +113,7 @@ impl Generation {
             started: Instant::now(),
             next: 1,
             text: String::new(),
+            ready: Vec::new(),
             pending: String::new(),
             logged: None,
         }
@@ -137,19 +154,34 @@ impl Generation {
         let mut tries = 1;
         let terms = self.turns.0.terms;
         let closing = self.turns.0.life.closing().clone();
+        let mut closing = pin!(closing.cancelled());
         let deadline = self.started + terms.max_turn_time;
         let mut renewal = Instant::now() + terms.lease / 3;
         let mut cancels = 0;
         let mut alone = (self.watched.readers() == 0).then(|| self.started + ATTACH);
+        // One alarm for whatever is next: setting one for each piece and each reason would cost more than
+        // the piece.
+        let mut alarm = pin!(sleep_until(deadline));
         loop {
-            let flush = self.logged.map_or(self.started, |logged| logged + GATHER);
+            let beat = (self.has_text()).then(|| self.beat());
             let abandoned = alone.map(|since| since + terms.detach_grace);
+            let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten().min();
+            if let Some(next) = next.filter(|next| *next != alarm.deadline()) {
+                alarm.as_mut().reset(next);
+            }
             let mut ask_the_log = false;
             tokio::select! {
                 biased;
-                () = closing.cancelled() => return self.at_the_end_of_the_server(),
-                () = sleep_until(deadline) => {
-                    return Verdict::End(self.failed(FailureReason::Timeout));
+                () = &mut closing => return self.at_the_end_of_the_server(),
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if now >= deadline {
+                        return Verdict::End(self.failed(FailureReason::Timeout));
+                    }
+                    if let Some(verdict) = self.log_text(None).await {
+                        return verdict;
+                    }
+                    ask_the_log = now >= renewal || abandoned.is_some_and(|then| now >= then);
                 }
                 () = self.hint.changed() => {
                     ask_the_log = self.hint.cancels() > cancels;
@@ -157,16 +189,6 @@ impl Generation {
                 }
                 () = self.watched.changed() => {
                     alone = (self.watched.readers() == 0).then(Instant::now);
-                }
-                () = sleep_until(renewal) => ask_the_log = true,
-                () = sleep_until(abandoned.unwrap_or(deadline)), if abandoned.is_some() => {
-                    ask_the_log = true;
-                }
-                () = sleep_until(flush), if !self.pending.is_empty() => {
-                    let events = [EventBody::Delta(std::mem::take(&mut self.pending))];
-                    if let Some(verdict) = self.log_text(&events).await {
-                        return verdict;
-                    }
                 }
                 piece = pieces.next() => {
                     if let Some(Err(engine::Error::Unavailable { why, retry_after })) = &piece
@@ -179,8 +201,8 @@ impl Generation {
                         tries += 1;
                         continue;
                     }
-                    let (events, end) = self.take(piece, &mut pieces);
-                    if let Some(verdict) = self.log_pieces(events, end).await {
+                    let end = self.take(piece, &mut pieces);
+                    if let Some(verdict) = self.log_text(end).await {
                         return verdict;
                     }
                 }
@@ -188,7 +210,7 @@ impl Generation {
             if ask_the_log {
                 renewal = Instant::now() + terms.lease / 3;
                 match self.append(&[]).await {
-                    Some(Appended::Stored { watched, .. }) => {
+                    Some(Stored::Yes { watched }) => {
                         if watched && alone.is_some() {
                             // The mark lasts for seconds; there is no use in looking sooner.
                             alone = Some(renewal);
@@ -197,32 +219,42 @@ impl Generation {
                             return Verdict::End(self.stopped());
                         }
                     }
-                    Some(Appended::Cancelled) => return Verdict::End(self.stopped()),
-                    Some(Appended::Fenced) => return self.fenced(),
+                    Some(Stored::Cancelled) => return Verdict::End(self.stopped()),
+                    Some(Stored::Fenced) => return self.fenced(),
                     None => return Verdict::Lost,
                 }
             }
         }
     }
 
-    /// Takes a piece and all that are ready behind it: events to log, and the turn's end.
+    /// Whether there is text that is not in the log.
+    fn has_text(&self) -> bool {
+        !self.ready.is_empty() || !self.pending.is_empty()
+    }
+
+    /// When text is logged next: the first at once, then in the beat of all turns.
+    fn beat(&self) -> Instant {
+        self.logged.map_or(self.started, |logged| self.turns.0.tick.after(logged))
+    }
+
+    /// Takes a piece and all that are ready behind it, up to what one append takes; returns the turn's end
+    /// if it is one.
     fn take(
         &mut self,
         first: Option<Result<Piece, engine::Error>>,
         pieces: &mut Pieces,
-    ) -> (Vec<EventBody>, Option<EventBody>) {
-        let mut events = Vec::new();
+    ) -> Option<EventBody> {
         let mut next = Some(first);
         while let Some(piece) = next {
             match piece {
                 Some(Ok(Piece::Text(more))) => {
                     if self.text.len() + more.len() > ANSWER_BYTES {
-                        return (events, Some(self.cut(&more)));
+                        return Some(self.cut(&more));
                     }
                     self.text.push_str(&more);
                     self.pending.push_str(&more);
                 }
-                Some(Ok(Piece::End(end))) => return (events, Some(self.completed(end))),
+                Some(Ok(Piece::End(end))) => return Some(completed(self.text.clone(), end)),
                 Some(Err(error)) => {
                     warn!(
                         turn = %self.owner.turn,
@@ -230,49 +262,39 @@ impl Generation {
                         source = std::error::Error::source(&error),
                         "the engine failed",
                     );
-                    return (events, Some(self.failed(error.reason())));
+                    return Some(self.failed(error.reason()));
                 }
                 None => {
                     warn!(turn = %self.owner.turn, "the engine ended without an end");
-                    return (events, Some(self.failed(FailureReason::UpstreamTruncated)));
+                    return Some(self.failed(FailureReason::UpstreamTruncated));
                 }
             }
             if self.pending.len() >= CHUNK {
-                events.push(EventBody::Delta(std::mem::take(&mut self.pending)));
+                self.ready.push(EventBody::Delta(std::mem::take(&mut self.pending)));
             }
-            next = if events.len() < BATCH { pieces.next().now_or_never() } else { None };
+            next = if self.ready.len() < BATCH { pieces.next().now_or_never() } else { None };
         }
-        (events, None)
+        None
     }
 
-    /// Logs what `take` took, and what is pending if its time has come.
-    async fn log_pieces(
-        &mut self,
-        mut events: Vec<EventBody>,
-        end: Option<EventBody>,
-    ) -> Option<Verdict> {
-        let due = self.logged.is_none_or(|logged| logged.elapsed() >= GATHER);
-        if !self.pending.is_empty() && (due || end.is_some()) {
-            events.push(EventBody::Delta(std::mem::take(&mut self.pending)));
-        }
-        let Some(end) = end else { return self.log_text(&events).await };
-        let outcome = Outcome::of(&end);
-        events.push(end);
-        Some(match self.append(&events).await {
-            Some(Appended::Stored { .. }) => Verdict::Ended(outcome),
-            Some(Appended::Cancelled) => Verdict::End(self.stopped()),
-            Some(Appended::Fenced) => self.fenced(),
-            None => Verdict::Lost,
-        })
-    }
-
-    /// Logs text; the verdict if that is the end.
-    async fn log_text(&mut self, events: &[EventBody]) -> Option<Verdict> {
-        if events.is_empty() {
+    /// Logs the text that is not in the log, if its time has come or it is much, and the turn's end if
+    /// there is one; the verdict if that is the end.
+    async fn log_text(&mut self, end: Option<EventBody>) -> Option<Verdict> {
+        let due = end.is_some()
+            || self.ready.len() >= BATCH
+            || (self.has_text() && Instant::now() >= self.beat());
+        if !due {
             return None;
         }
-        match self.append(events).await {
-            Some(Appended::Stored { .. }) => {
+        let mut events = std::mem::take(&mut self.ready);
+        if !self.pending.is_empty() {
+            events.push(EventBody::Delta(std::mem::take(&mut self.pending)));
+        }
+        let outcome = end.as_ref().map(Outcome::of);
+        events.extend(end);
+        match (self.append(&events).await, outcome) {
+            (Some(Stored::Yes { .. }), Some(outcome)) => Some(Verdict::Ended(outcome)),
+            (Some(Stored::Yes { .. }), None) => {
                 let now = Instant::now();
                 if self.logged.replace(now).is_none() {
                     let first = now - self.started;
@@ -280,9 +302,9 @@ impl Generation {
                 }
                 None
             }
-            Some(Appended::Cancelled) => Some(Verdict::End(self.stopped())),
-            Some(Appended::Fenced) => Some(self.fenced()),
-            None => Some(Verdict::Lost),
+            (Some(Stored::Cancelled), _) => Some(Verdict::End(self.stopped())),
+            (Some(Stored::Fenced), _) => Some(self.fenced()),
+            (None, _) => Some(Verdict::Lost),
         }
     }
 
@@ -290,25 +312,28 @@ impl Generation {
     async fn finish(&mut self, end: EventBody) -> Verdict {
         let outcome = Outcome::of(&end);
         match self.append(&[end]).await {
-            Some(Appended::Stored { .. }) => Verdict::Ended(outcome),
-            Some(Appended::Cancelled | Appended::Fenced) => self.fenced(),
+            Some(Stored::Yes { .. }) => Verdict::Ended(outcome),
+            Some(Stored::Cancelled | Stored::Fenced) => self.fenced(),
             None => Verdict::Lost,
         }
     }
 
     /// Appends, and waits for a store that is down: what was appended without an answer is appended
-    /// again under the same number. `None` if patience ends, or the server does.
-    async fn append(&mut self, events: &[EventBody]) -> Option<Appended> {
+    /// again under the same number. `None` if patience ends, or the server does. Readers of this replica
+    /// get what was logged from here, without another look at the store.
+    async fn append(&mut self, events: &[EventBody]) -> Option<Stored> {
         let inner = &self.turns.0;
+        let _coming = (!events.is_empty()).then(|| self.watched.recent().coming());
         let until = Instant::now() + PATIENCE;
         loop {
             match inner.log.append(&self.owner, self.next, events).await {
-                Ok(appended) => {
-                    if matches!(appended, Appended::Stored { .. }) {
-                        self.next += events.len() as u64;
-                    }
-                    return Some(appended);
+                Ok(Appended::Stored { logged, watched, .. }) => {
+                    self.next += events.len() as u64;
+                    self.watched.recent().logged(logged);
+                    return Some(Stored::Yes { watched });
                 }
+                Ok(Appended::Cancelled) => return Some(Stored::Cancelled),
+                Ok(Appended::Fenced) => return Some(Stored::Fenced),
                 Err(error @ store::Error::Down(_))
                     if Instant::now() < until && !inner.life.closing().is_cancelled() =>
                 {
@@ -336,33 +361,20 @@ impl Generation {
         Verdict::Lost
     }
 
-    fn completed(&self, end: engine::End) -> EventBody {
-        let engine::End { answered, confidence, sources, usage, finish, degraded } = end;
-        EventBody::Completed(Completion {
-            text: self.text.clone(),
-            answered,
-            // JSON, which stores write, has no other numbers.
-            confidence: if confidence.is_finite() { confidence } else { 0.0 },
-            sources,
-            usage,
-            finish,
-            degraded,
-        })
-    }
-
     /// The end of an answer that is too long: as much of it as may be.
     fn cut(&mut self, more: &str) -> EventBody {
         let more = &more[..more.floor_char_boundary(ANSWER_BYTES - self.text.len())];
         self.text.push_str(more);
         self.pending.push_str(more);
-        self.completed(engine::End {
+        let end = engine::End {
             answered: true,
             confidence: 0.0,
             sources: Vec::new(),
             usage: None,
             finish: FinishReason::MaxTokens,
             degraded: false,
-        })
+        };
+        completed(self.text.clone(), end)
     }
 
     fn failed(&self, reason: FailureReason) -> EventBody {
@@ -378,4 +390,62 @@ impl Drop for Generation {
     fn drop(&mut self) {
         self.turns.0.metrics.running.dec();
     }
+}
+
+fn completed(text: String, end: engine::End) -> EventBody {
+    let engine::End { answered, confidence, sources, usage, finish, degraded } = end;
+    EventBody::Completed(Completion {
+        text,
+        answered,
+        // JSON, which stores write, has no other numbers.
+        confidence: if confidence.is_finite() { confidence } else { 0.0 },
+        sources,
+        usage,
+        finish,
+        degraded,
+    })
+}
+
+/// All events of an answer that is there at once; `None` if its engine has to wait for it, or if it is
+/// too long for one step.
+pub(super) fn at_once(engine: &dyn Engine, question: &Question) -> Option<Vec<EventBody>> {
+    let failed = |reason| {
+        let partial_text = String::new();
+        vec![EventBody::Failed(Failure { reason, partial_text })]
+    };
+    let turn = question.request;
+    match catch_unwind(AssertUnwindSafe(|| engine.at_once(question))) {
+        Ok(None) => None,
+        Ok(Some(Ok((text, end)))) => (text.len() <= BATCH * CHUNK).then(|| {
+            let mut events: Vec<_> = chunks(&text).map(EventBody::Delta).collect();
+            events.push(completed(text, end));
+            events
+        }),
+        Ok(Some(Err(error))) => {
+            warn!(%turn, %error, source = std::error::Error::source(&error), "the engine failed");
+            Some(failed(error.reason()))
+        }
+        Err(_) => {
+            error!(%turn, "an engine panicked");
+            Some(failed(FailureReason::Internal))
+        }
+    }
+}
+
+/// The text in events of at least `CHUNK` bytes, but for the last, cut between words.
+fn chunks(text: &str) -> impl Iterator<Item = String> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let after = rest.floor_char_boundary(CHUNK);
+        let end = match rest[after..].find(char::is_whitespace) {
+            Some(space) if after < rest.len() => {
+                let word = after + space;
+                word + rest[word..].chars().next().map_or(0, char::len_utf8)
+            }
+            _ => rest.len(),
+        };
+        let (chunk, left) = rest.split_at(end);
+        rest = left;
+        (!chunk.is_empty()).then(|| chunk.to_owned())
+    })
 }

@@ -4,13 +4,20 @@
 //! last event it has shown by its tag, so that a store which has lost its newest events is noticed
 //! and never waited for.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::{Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, watch::ReaderGuard};
+use super::{
+    Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, recent::Known, watch::ReaderGuard,
+};
 use crate::{
-    domain::{ConversationKey, Event, EventBody, Position, RequestId, Sequence},
+    domain::{
+        ConversationKey, Event, EventBody, FailureReason, Position, RequestId, Sequence,
+    },
     store::{self, After, Hint, Page},
     telemetry,
 };
@@ -36,19 +43,33 @@ pub struct Tail {
     /// The turns that the reader's call points to, if it is traced; `None` for the reader of one turn,
     /// whose call does so since its beginning.
     linked: Option<Vec<RequestId>>,
-    /// Counts as a reader of the conversation.
-    _guard: ReaderGuard,
+    /// When something was read last, and the alarm for a look without a hint. It goes off too early
+    /// and is set again then: to set it for each event would cost more than the event.
+    looked: Instant,
+    alarm: Pin<Box<Sleep>>,
+    /// Counts as a reader of the conversation, and knows what is logged here.
+    guard: ReaderGuard,
 }
 
 impl Tail {
     pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
         let hint = turns.0.log.hint(key);
         let guard = turns.0.watchers.reads(key.digest());
-        let key = key.clone();
-        let (down, stuck) = (None, Arc::default());
-        let (caught_up, idle) = (false, false);
-        let linked = Some(Vec::new());
-        Self { turns, key, after, hint, caught_up, idle, down, stuck, linked, _guard: guard }
+        let looked = Instant::now();
+        Self {
+            turns,
+            key: key.clone(),
+            after,
+            hint,
+            caught_up: false,
+            idle: false,
+            down: None,
+            stuck: Arc::default(),
+            linked: Some(Vec::new()),
+            looked,
+            alarm: Box::pin(sleep_until(looked + LOOK)),
+            guard,
+        }
     }
 
     /// The conversation.
@@ -81,14 +102,20 @@ impl Tail {
     /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
+            let mut late = false;
             if self.caught_up {
-                let wait = if self.down.is_some() { PAUSE } else { LOOK };
-                tokio::select! {
-                    () = self.hint.changed() => {}
-                    () = sleep(wait) => {}
-                }
+                late = self.wait().await;
                 // Before the read: if that is dropped, the hint must not be lost.
                 self.caught_up = false;
+            }
+            match self.guard.recent(self.after, PAGE) {
+                Known::Events(events, more) => return Ok(self.take(events, more).await),
+                // Its owner is about to tell, and the store would tell the same with more effort.
+                Known::Coming if !late => {
+                    self.caught_up = true;
+                    continue;
+                }
+                Known::Coming | Known::Nothing => {}
             }
             if let Some(Page { events, active, more }) = self.read().await? {
                 let newest = active.map(|active| active.turn);
@@ -123,6 +150,46 @@ impl Tail {
         }
     }
 
+    /// Takes what the turn that runs here has logged.
+    async fn take(&mut self, events: Vec<Event>, more: bool) -> Vec<Event> {
+        let Some(last) = events.last() else { return events };
+        if let Some(turn) = last.turn {
+            // Before anything is changed: a drop meanwhile must not lose the events.
+            self.link(turn).await;
+        }
+        self.after = After::Position(last.position);
+        *self.stuck() = None;
+        self.looked = Instant::now();
+        self.idle = false;
+        // What comes after an end, the store knows.
+        self.caught_up = !more && !last.body.is_terminal();
+        events
+    }
+
+    /// Waits until there may be something to read; true if only because it is time to look.
+    async fn wait(&mut self) -> bool {
+        if self.down.is_some() {
+            sleep(PAUSE).await;
+            return true;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = self.guard.grown() => return false,
+                () = self.hint.changed() => return false,
+                () = &mut self.alarm => {
+                    let now = Instant::now();
+                    let due = self.looked + LOOK;
+                    if now >= due {
+                        self.alarm.as_mut().reset(now + LOOK);
+                        return true;
+                    }
+                    self.alarm.as_mut().reset(due);
+                }
+            }
+        }
+    }
+
     fn stuck(&self) -> MutexGuard<'_, Option<Instant>> {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,6 +205,7 @@ impl Tail {
 
     /// `None` while the store is down.
     async fn read(&mut self) -> Result<Option<Page>, Error> {
+        self.looked = Instant::now();
         // The owner sees the readers of its own replica without the store.
         let watching = !self.turns.0.watchers.is_run(self.key.digest());
         match self.turns.0.log.read(&self.key, self.after, PAGE, watching).await {
@@ -170,33 +238,62 @@ impl Tail {
 /// Reads one turn.
 #[derive(Debug)]
 pub struct TurnTail {
-    tail: Tail,
+    turns: Turns,
+    key: ConversationKey,
     turn: RequestId,
     start: Sequence,
     /// Where its terminal event is, if it was over when the reader came.
     end: Option<Sequence>,
     /// The event that the reader had seen before it came.
     seen: Option<Position>,
-    outcome: Option<EventBody>,
+    source: Source,
+    ended: Option<Ended>,
+}
+
+/// Where the events come from.
+#[derive(Debug)]
+enum Source {
+    /// All of them are here.
+    Whole(Vec<Event>),
+    /// The log, in which the turn is over.
+    Log(After),
+    /// The conversation, in which it runs.
+    Running(Box<Tail>),
+}
+
+/// How the turn has ended.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Completed,
+    Failed(FailureReason),
 }
 
 impl TurnTail {
     pub(super) fn new(
         turns: Turns,
-        key: &ConversationKey,
+        key: ConversationKey,
         attached: Attached,
         seen: Option<Position>,
     ) -> Self {
-        let Attached { turn, start, end } = attached;
+        let Attached { turn, start, end, logged } = attached;
         let beginning = After::Sequence(Sequence(start.0.saturating_sub(1)));
-        let tail = Tail::new(turns, key, seen.map_or(beginning, After::Position));
-        let tail = Tail { linked: None, ..tail };
-        Self { tail, turn, start, end, seen, outcome: None }
+        let after = seen.map_or(beginning, After::Position);
+        let source = match end {
+            Some(_) if seen.is_none() && !logged.is_empty() => Source::Whole(logged),
+            Some(_) => Source::Log(after),
+            None => Self::running(&turns, &key, after),
+        };
+        Self { turns, key, turn, start, end, seen, source, ended: None }
+    }
+
+    fn running(turns: &Turns, key: &ConversationKey, after: After) -> Source {
+        let tail = Tail::new(turns.clone(), key, after);
+        Source::Running(Box::new(Tail { linked: None, ..tail }))
     }
 
     /// The next events of the turn; waits until there are some. `None` after the terminal one.
     pub async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
-        if self.outcome.is_some() {
+        if self.ended.is_some() {
             return Ok(None);
         }
         if let (Some(seen), Some(end)) = (self.seen, self.end)
@@ -205,23 +302,63 @@ impl TurnTail {
             return self.seen_to_its_end(seen, end).await;
         }
         loop {
-            let mut events = match self.tail.next().await {
+            let events = match self.any().await {
                 Err(Error::Log(store::Error::PositionUnknown)) => return self.healed().await,
                 other => other?,
             };
-            events.retain(|event| event.turn == Some(self.turn));
-            if let Some(end) = events.iter().find(|event| event.body.is_terminal()) {
-                self.outcome = Some(end.body.clone());
-            }
             if !events.is_empty() {
+                if let Some(last) = events.last() {
+                    self.ended = ended(&last.body);
+                }
                 return Ok(Some(events));
             }
         }
     }
 
-    /// How the turn ended, once `next` has given `None` or the terminal event.
-    pub fn outcome(&self) -> Option<&EventBody> {
-        self.outcome.as_ref()
+    /// The turn's terminal event, for whoever wants nothing else.
+    pub async fn end(mut self) -> Result<Option<EventBody>, Error> {
+        let mut last = None;
+        while let Some(mut events) = self.next().await? {
+            last = events.pop();
+        }
+        Ok(last.map(|event| event.body))
+    }
+
+    /// Why the turn has failed, once `next` has given `None` or the terminal event; `None` if it has not.
+    pub fn failure(&self) -> Option<FailureReason> {
+        match self.ended? {
+            Ended::Completed => None,
+            Ended::Failed(reason) => Some(reason),
+        }
+    }
+
+    /// The next events of the turn that there are, up to the terminal one.
+    async fn any(&mut self) -> Result<Vec<Event>, Error> {
+        let mut events = match &mut self.source {
+            Source::Whole(events) => return Ok(std::mem::take(events)),
+            Source::Running(tail) => tail.next().await?,
+            Source::Log(after) => {
+                let after = *after;
+                match self.turns.0.log.read(&self.key, after, PAGE, false).await {
+                    Ok(Page { events, .. }) if !events.is_empty() => {
+                        let last = events.last().map(|last| After::Position(last.position));
+                        self.source = Source::Log(last.unwrap_or(after));
+                        events
+                    }
+                    // Somebody who waits has more patience.
+                    Ok(_) | Err(store::Error::Down(_)) => {
+                        self.source = Self::running(&self.turns, &self.key, after);
+                        Vec::new()
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        events.retain(|event| event.turn == Some(self.turn));
+        if let Some(end) = events.iter().position(|event| event.body.is_terminal()) {
+            events.truncate(end + 1);
+        }
+        Ok(events)
     }
 
     /// The reader has seen all of it, if its position is one of this conversation.
@@ -230,18 +367,18 @@ impl TurnTail {
         seen: Position,
         end: Sequence,
     ) -> Result<Option<Vec<Event>>, Error> {
-        let Tail { turns, key, .. } = &self.tail;
+        let Self { turns, key, .. } = self;
         turns.0.log.read(key, After::Position(seen), 1, false).await?;
         let before = After::Sequence(Sequence(end.0.saturating_sub(1)));
         let Page { events, .. } = turns.0.log.read(key, before, 1, false).await?;
-        self.outcome = events.into_iter().next().map(|event| event.body);
+        self.ended = events.first().and_then(|event| ended(&event.body));
         Ok(None)
     }
 
     /// The position is gone. Where that is so because the turn's deltas have expired, its terminal
     /// event, which replaces them, is all that the reader needs. Anything else is told.
     async fn healed(&mut self) -> Result<Option<Vec<Event>>, Error> {
-        let Tail { turns, key, .. } = &self.tail;
+        let Self { turns, key, .. } = self;
         let mut after = Sequence(self.start.0.saturating_sub(1));
         loop {
             let page = turns.0.log.read(key, After::Sequence(after), PAGE, false).await?;
@@ -252,12 +389,21 @@ impl TurnTail {
                     EventBody::Posted(_) => {}
                     EventBody::Delta(_) => return Err(store::Error::PositionUnknown.into()),
                     end => {
-                        self.outcome = Some(end.clone());
+                        self.ended = ended(end);
                         return Ok(Some(vec![event]));
                     }
                 }
             }
         }
         Err(store::Error::PositionUnknown.into())
+    }
+}
+
+/// How a turn has ended whose last event is this one; `None` if it has not.
+fn ended(body: &EventBody) -> Option<Ended> {
+    match body {
+        EventBody::Posted(_) | EventBody::Delta(_) => None,
+        EventBody::Completed(_) => Some(Ended::Completed),
+        EventBody::Failed(failure) => Some(Ended::Failed(failure.reason)),
     }
 }

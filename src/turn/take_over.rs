@@ -38,7 +38,7 @@ impl Turns {
             Some(text) if !visible && attempt <= ATTEMPTS => {
                 // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
                 let slot = self.0.admission.free_slot();
-                self.run(owner, start, text, &options, slot, traced);
+                self.run(owner, start, &[], text, &options, slot, traced);
                 return Ok(());
             }
             _ => failed(FailureReason::Interrupted, partial),

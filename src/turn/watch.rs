@@ -1,7 +1,8 @@
 //! Who reads what on this replica, and which turns run on it.
 //!
 //! A turn that nobody reads is stopped after `store.detach_grace`. Its owner sees its own readers
-//! here, at once; those of other replicas leave a mark in the store.
+//! here, at once; those of other replicas leave a mark in the store. And its readers here get what it has
+//! logged from memory.
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,8 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::domain::ConversationDigest;
+use super::recent::{Known, Recent};
+use crate::{domain::ConversationDigest, store::After};
 
 /// The conversations that are read or run here; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +22,7 @@ pub(super) struct Watchers(Arc<Mutex<HashMap<ConversationDigest, Conversation>>>
 struct Conversation {
     readers: watch::Sender<usize>,
     runs: usize,
+    recent: Recent,
 }
 
 impl Conversation {
@@ -33,6 +36,8 @@ impl Conversation {
 pub(super) struct ReaderGuard {
     watchers: Watchers,
     conversation: ConversationDigest,
+    recent: Recent,
+    grown: watch::Receiver<()>,
 }
 
 /// A turn runs, until it is dropped.
@@ -41,21 +46,25 @@ pub(super) struct RunGuard {
     watchers: Watchers,
     conversation: ConversationDigest,
     readers: watch::Receiver<usize>,
+    recent: Recent,
 }
 
 impl Watchers {
     pub(super) fn reads(&self, conversation: ConversationDigest) -> ReaderGuard {
         let mut all = self.lock();
-        all.entry(conversation).or_default().readers.send_modify(|readers| *readers += 1);
-        ReaderGuard { watchers: self.clone(), conversation }
+        let entry = all.entry(conversation).or_default();
+        entry.readers.send_modify(|readers| *readers += 1);
+        let recent = entry.recent.clone();
+        let grown = recent.subscribe();
+        ReaderGuard { watchers: self.clone(), conversation, recent, grown }
     }
 
     pub(super) fn runs(&self, conversation: ConversationDigest) -> RunGuard {
         let mut all = self.lock();
         let entry = all.entry(conversation).or_default();
         entry.runs += 1;
-        let readers = entry.readers.subscribe();
-        RunGuard { watchers: self.clone(), conversation, readers }
+        let (readers, recent) = (entry.readers.subscribe(), entry.recent.clone());
+        RunGuard { watchers: self.clone(), conversation, readers, recent }
     }
 
     /// Whether a turn of the conversation runs here.
@@ -78,6 +87,21 @@ impl Watchers {
     }
 }
 
+impl ReaderGuard {
+    /// What was logged here after a position, at most `most` events.
+    pub(super) fn recent(&mut self, after: After, most: usize) -> Known {
+        // First, so that what is logged meanwhile is heard of.
+        self.grown.mark_unchanged();
+        self.recent.after(after, most)
+    }
+
+    /// Ends when more was logged here since the last look.
+    pub(super) async fn grown(&mut self) {
+        // The sender lives as long as this guard.
+        let _ = self.grown.changed().await;
+    }
+}
+
 impl Drop for ReaderGuard {
     fn drop(&mut self) {
         self.watchers.leave(self.conversation, |entry| {
@@ -96,6 +120,11 @@ impl RunGuard {
     pub(super) async fn changed(&mut self) {
         // The sender lives as long as this guard.
         let _ = self.readers.changed().await;
+    }
+
+    /// Where what it logs is shown to its readers here.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
     }
 }
 

@@ -166,7 +166,7 @@ fn each_kind_of_key_is_found_by_its_id() {
     for (pair, id) in pairs.iter().zip(ids) {
         let principal = keys.principal(&pair.token(id, &claims())).expect("valid");
         assert_eq!(
-            (principal.name.as_str(), principal.scopes.to_string()),
+            (&*principal.name, principal.scopes.to_string()),
             ("alice", "chat".into())
         );
     }
@@ -194,7 +194,7 @@ fn rsa_keys_verify_both_kinds_of_signatures() {
     for token in [&rs256, &ps384] {
         let principal = any.principal(token).expect("valid");
         assert_eq!(
-            (principal.name.as_str(), principal.scopes.to_string()),
+            (&*principal.name, principal.scopes.to_string()),
             ("rsa", "teach".into())
         );
     }

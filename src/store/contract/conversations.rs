@@ -52,7 +52,7 @@ async fn of_equal_begins_exactly_one_is_new(Replicas { here, there, .. }: &Repli
     let (mut new, mut starts) = (0, Vec::new());
     for begun in join_all(begins).await {
         match begun.expect("a begin") {
-            Begun::New { owner, start } => {
+            Begun::New { owner, start, .. } => {
                 assert_eq!((&owner.key, owner.turn), (&key, begin.message.request));
                 new += 1;
                 starts.push(start);

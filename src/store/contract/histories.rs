@@ -153,17 +153,29 @@ impl<'a> History<'a> {
             return;
         }
         let begin = says(request(), &self.word());
-        let outcome = store.begin(&self.key, &begin).await.expect("a begin");
+        // Now and then the answer is there at once.
+        let whole = self.dice.below(4) == 0;
+        let words: Vec<_> = (0..if whole { 2 } else { 0 }).map(|_| self.word()).collect();
+        let mut answer: Vec<_> = words.iter().map(|word| delta(word)).collect();
+        answer.extend(whole.then(|| completed(&words.concat())));
+        let outcome = store.begin_with(&self.key, &begin, &answer).await.expect("a begin");
         if let Some(active) = self.active() {
             let expected = active.begin.message.request;
             assert!(matches!(outcome, Begun::Busy { turn, .. } if turn == expected), "{outcome:?}");
             return;
         }
-        let Begun::New { owner, start } = outcome else { panic!("not new: {outcome:?}") };
+        let Begun::New { owner, start, logged } = outcome else { panic!("not new: {outcome:?}") };
         let newest = owner.epoch;
         assert!(self.turns.last().is_none_or(|last| last.newest < newest));
-        let (owners, cancelled, deltas, end) = (1, false, Vec::new(), None);
+        let last = logged.last().expect("a message").position.sequence;
+        let (owners, cancelled, deltas, end) = (1, false, words, answer.pop().map(|end| (last, end)));
         self.turns.push(Turn { begin, start, owners, newest, deltas, cancelled, end });
+        if whole {
+            // Whoever claims to own it cannot write.
+            let late = store.append(&owner, 4, &[delta("late")]).await.expect("an append");
+            assert_eq!(late, Appended::Fenced);
+            return;
+        }
         let (text, must_end, frozen) = (String::new(), false, false);
         self.writers.push(Writer { owner, next: 1, text, must_end, frozen });
     }
@@ -224,7 +236,7 @@ impl<'a> History<'a> {
         }
         let last = |outcome: &Appended| match outcome {
             Appended::Stored { last, .. } => Ok(*last),
-            other => Err(*other),
+            other => Err(other.clone()),
         };
         let first = last(&outcomes[0]);
         assert!(outcomes.iter().all(|other| last(other) == first), "{outcomes:?}");
@@ -233,13 +245,23 @@ impl<'a> History<'a> {
         let owns = self
             .active()
             .filter(|turn| (turn.begin.message.request, turn.newest) == (owner.turn, owner.epoch));
-        match (owns, outcomes[0]) {
+        let mut outcomes = outcomes.into_iter();
+        let outcome = outcomes.next().expect("one at least");
+        match (owns, &outcome) {
             (None, Appended::Fenced) => {}
             (Some(_), Appended::Cancelled) => assert!(cancelled && !ends),
             (Some(_), Appended::Stored { .. }) => assert!(!cancelled || ends),
-            (_, outcome) => panic!("{owner:?} got {outcome:?}"),
+            _ => panic!("{owner:?} got {outcome:?}"),
         }
-        outcomes[0]
+        // Of all repetitions the first one tells what is new.
+        if let Appended::Stored { logged, last, .. } = &outcome {
+            let told = logged.iter().map(|event| &event.body);
+            assert!(told.eq(events), "{logged:?}");
+            assert!(logged.last().is_none_or(|event| event.position.sequence == *last));
+        }
+        let again = |outcome| matches!(outcome, Appended::Stored { logged, .. } if !logged.is_empty());
+        assert!(!outcomes.any(again), "what is stored is told once");
+        outcome
     }
 
     /// Somebody who is neither dead nor frozen.

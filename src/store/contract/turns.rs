@@ -18,8 +18,54 @@ pub(super) async fn holds(replicas: &Replicas) {
         of_many_reaps_one_succeeds(replicas).boxed(),
         a_reap_tells_what_the_turn_was(replicas).boxed(),
         an_owner_that_nobody_reaped_goes_on(replicas).boxed(),
+        a_turn_whose_answer_is_there_is_over_in_one_step(replicas).boxed(),
     ])
     .await;
+}
+
+async fn a_turn_whose_answer_is_there_is_over_in_one_step(
+    Replicas { here, there, lease, .. }: &Replicas,
+) {
+    let (key, begin) = (fresh(), says(request(), "hello"));
+    let answer = [delta("a "), delta("b"), completed("a b")];
+    let begins = (0..20).map(|n| {
+        if n % 2 == 0 { here } else { there }.begin_with(&key, &begin, &answer)
+    });
+    let (mut new, mut places) = (Vec::new(), Vec::new());
+    for begun in join_all(begins).await {
+        match begun.expect("a begin") {
+            Begun::New { owner, start, logged } => {
+                places.push((start, Some(logged.last().expect("an end").position.sequence)));
+                new.push((owner, logged));
+            }
+            Begun::Known { start, end } => places.push((start, end)),
+            busy @ Begun::Busy { .. } => panic!("{busy:?}"),
+        }
+    }
+    assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
+    let [(owner, logged)] = &new[..] else { panic!("not one is new: {new:?}") };
+    // What is told is what every reader sees.
+    assert_eq!(*logged, log(&**there, &key).await);
+    let message = EventBody::Posted(begin.message.clone());
+    assert!(logged.iter().map(|event| &event.body).eq([message].iter().chain(&answer)));
+    assert_eq!(active(&**there, &key).await, None);
+
+    // Nobody takes it over, and nobody writes to it, however long it is.
+    tokio::time::sleep(*lease * 2).await;
+    assert_eq!(there.reap(&key).await.expect("a reap"), None);
+    let late = here.append(owner, 4, &[delta("late")]).await.expect("an append");
+    assert_eq!(late, Appended::Fenced);
+    here.cancel(&key, owner.turn).await.expect("a cancel");
+    assert_eq!(log(&**here, &key).await, *logged);
+    // A request with another payload is another one, and the next turn follows.
+    let other = Begin { message: Message { text: "?".into(), ..begin.message.clone() }, ..begin };
+    let reused = here.begin_with(&key, &other, &answer).await;
+    assert!(matches!(reused, Err(Error::Reused)), "{reused:?}");
+    let (next, start) = new_turn(&**there, &key, &says(request(), "and?")).await;
+    assert_eq!(Some(start), logged.last().map(|end| Sequence(end.position.sequence.0 + 1)));
+    let busy = here.begin_with(&key, &says(request(), "me"), &answer).await.expect("a begin");
+    assert_eq!(busy, Begun::Busy { turn: next.turn, orphaned: false });
+    stored(&**here, &next, 1, &[completed("hi")]).await;
 }
 
 async fn appends_are_logged_once_and_in_order(Replicas { here, there, .. }: &Replicas) {

@@ -20,9 +20,15 @@ use crate::domain::{ConversationDigest, ConversationKey, Event, EventBody, Reque
 
 #[async_trait::async_trait]
 impl ConversationLog for Embedded {
-    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+    async fn begin_with(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        answer: &[EventBody],
+    ) -> Result<Begun, Error> {
         let (leases, key, begin) = (Arc::clone(&self.leases), key.clone(), begin.clone());
-        self.change(move |tables| turns::begin(tables, &leases, &key, &begin)).await
+        let answer = answer.to_vec();
+        self.change(move |tables| turns::begin(tables, &leases, &key, &begin, &answer)).await
     }
 
     async fn append(

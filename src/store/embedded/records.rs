@@ -130,7 +130,7 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Logs an event at the conversation's next place.
+    /// Logs an event at the conversation's next place, and returns it.
     pub(super) fn log(
         &mut self,
         digest: ConversationDigest,
@@ -138,14 +138,14 @@ impl Tables<'_> {
         turn: Option<RequestId>,
         body: EventBody,
         now: SystemTime,
-    ) -> Result<Sequence, Fault> {
+    ) -> Result<Event, Fault> {
         let sequence = Sequence(conversation.counter.0 + 1);
         let event = Event { position: Position::random(sequence), turn, time: now, body };
         let bytes = encode(&event)?;
         self.effects.changed = true;
         self.events.insert((&digest.0, sequence.0), bytes.as_slice())?;
         conversation.counter = sequence;
-        Ok(sequence)
+        Ok(event)
     }
 
     /// Ends the turn with the event that was just logged.

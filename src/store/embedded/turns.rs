@@ -54,6 +54,7 @@ pub(super) fn begin(
     leases: &Leases,
     key: &ConversationKey,
     begin: &Begin,
+    answer: &[EventBody],
 ) -> Result<Begun, Fault> {
     let digest = key.digest();
     let mut conversation = match claim(tables, key, begin, true)? {
@@ -68,9 +69,10 @@ pub(super) fn begin(
         tables.forget_deltas(digest, conversation.previous, last.start)?;
         conversation.previous = last.start;
     }
-    let start = add(tables, &mut conversation, digest, begin, true, now)?;
+    let (message, request) = add(tables, &mut conversation, digest, begin, true, now)?;
+    let start = message.position.sequence;
     conversation.epoch += 1;
-    conversation.turn = Some(Turn {
+    let mut turn = Turn {
         request: begin.message.request,
         start,
         attempt: 1,
@@ -80,12 +82,19 @@ pub(super) fn begin(
         over: false,
         number: 0,
         last: start,
-    });
+    };
+    let mut logged = vec![message];
+    if answer.is_empty() {
+        leases.begin(digest);
+        tables.effects.owned.push(digest);
+    } else {
+        extend(tables, &mut conversation, digest, &mut turn, answer, now, &mut logged)?;
+        tables.end_turn(digest, &mut turn, request, now)?;
+    }
+    conversation.turn = Some(turn);
     tables.put_conversation(digest, &mut conversation, now)?;
-    leases.begin(digest);
-    tables.effects.owned.push(digest);
     let owner = Owner { key: key.clone(), turn: begin.message.request, epoch: conversation.epoch };
-    Ok(Begun::New { owner, start })
+    Ok(Begun::New { owner, start, logged })
 }
 
 pub(super) fn post(
@@ -98,9 +107,9 @@ pub(super) fn post(
         Claim::New(conversation) => conversation,
     };
     let now = SystemTime::now();
-    let place = add(tables, &mut conversation, key.digest(), begin, false, now)?;
+    let (message, _) = add(tables, &mut conversation, key.digest(), begin, false, now)?;
     tables.put_conversation(key.digest(), &mut conversation, now)?;
-    Ok(place)
+    Ok(message.position.sequence)
 }
 
 /// Logs a new request's message.
@@ -111,20 +120,40 @@ fn add(
     begin: &Begin,
     wants_answer: bool,
     now: SystemTime,
-) -> Result<Sequence, Fault> {
+) -> Result<(Event, Request), Fault> {
     let id = begin.message.request;
     let turn = wants_answer.then_some(id);
     let body = EventBody::Posted(begin.message.clone());
-    let start = tables.log(digest, conversation, turn, body, now)?;
+    let message = tables.log(digest, conversation, turn, body, now)?;
     let request = Request {
         fingerprint: begin.fingerprint(wants_answer),
-        start,
+        start: message.position.sequence,
         end: None,
         options: wants_answer.then(|| begin.options.clone()),
     };
     tables.put_request(digest, id, &request)?;
     tables.effects.grown.push(digest);
-    Ok(start)
+    Ok((message, request))
+}
+
+/// Logs events of a turn, and gives them to `logged`.
+fn extend(
+    tables: &mut Tables<'_>,
+    conversation: &mut Conversation,
+    digest: ConversationDigest,
+    turn: &mut Turn,
+    events: &[EventBody],
+    now: SystemTime,
+    logged: &mut Vec<Event>,
+) -> Result<(), Fault> {
+    for body in events {
+        turn.visible |= matches!(body, EventBody::Delta(_));
+        let event = tables.log(digest, conversation, Some(turn.request), body.clone(), now)?;
+        turn.last = event.position.sequence;
+        logged.push(event);
+    }
+    turn.number += events.len() as u64;
+    Ok(())
 }
 
 pub(super) fn append(
@@ -143,7 +172,8 @@ pub(super) fn append(
     }
     let ends = events.last().is_some_and(EventBody::is_terminal);
     let after = before + events.len() as u64;
-    let stored = |last| Appended::Stored { last, watched: leases.watched(digest) };
+    let watched = || leases.watched(digest);
+    let stored = |last| Appended::Stored { last, logged: Vec::new(), watched: watched() };
     if turn.over {
         let repeated = ends && after == turn.number;
         return Ok(if repeated { stored(turn.last) } else { Appended::Fenced });
@@ -169,11 +199,9 @@ pub(super) fn append(
     let now = SystemTime::now();
     // Of a call that overlaps what is stored, the rest is new.
     let known = usize::try_from(turn.number - before).unwrap_or(usize::MAX);
-    for body in events.iter().skip(known) {
-        turn.visible |= matches!(body, EventBody::Delta(_));
-        turn.last = tables.log(digest, &mut conversation, Some(turn.request), body.clone(), now)?;
-    }
-    turn.number = after;
+    let new = events.get(known..).unwrap_or_default();
+    let mut logged = Vec::with_capacity(new.len());
+    extend(tables, &mut conversation, digest, &mut turn, new, now, &mut logged)?;
     if let Some(request) = request {
         tables.end_turn(digest, &mut turn, request, now)?;
     }
@@ -183,7 +211,7 @@ pub(super) fn append(
     tables.effects.grown.push(digest);
     tables.effects.owned.push(digest);
     leases.renew(digest);
-    Ok(stored(last))
+    Ok(Appended::Stored { last, logged, watched: watched() })
 }
 
 /// Where the turn's event of that number is, which is not its newest where an old append is repeated.
@@ -310,7 +338,8 @@ fn interrupt(
     }
     let now = SystemTime::now();
     let body = EventBody::Failed(Failure { reason: FailureReason::Interrupted, partial_text });
-    turn.last = tables.log(digest, &mut conversation, Some(turn.request), body, now)?;
+    turn.last =
+        tables.log(digest, &mut conversation, Some(turn.request), body, now)?.position.sequence;
     tables.end_turn(digest, &mut turn, request, now)?;
     conversation.turn = Some(turn);
     tables.put_conversation(digest, &mut conversation, now)?;

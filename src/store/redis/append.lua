@@ -39,18 +39,19 @@ if count > 0 and first + count - 1 <= stored then
   local last = first + count - 1
   local place = newest
   if last < stored then place = place_of(string.format('%d', last)) end
-  return {'stored', place, is_watched()}
+  return {'stored', place, is_watched(), '0', '0'}
 end
 if not active then return {'fenced'} end
 
 -- An owner whose lease is over may go on as long as nobody has reaped it.
 redis.call('SET', lease, epoch, 'PX', lease_ms)
 if state[6] == '1' and not terminal then return {'cancelled'} end
-if count == 0 then return {'stored', newest, is_watched()} end
+if count == 0 then return {'stored', newest, is_watched(), '0', '0'} end
 
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
-for event = stored - first + 2, count do
+local known = stored - first + 1
+for event = known + 1, count do
   local at = before + (event - 1) * 3
   local is_delta, tag, body = ARGV[at + 1] == '1', ARGV[at + 2], ARGV[at + 3]
   newest = string.format('%d', redis.call('HINCRBY', conv, 'counter', 1))
@@ -69,4 +70,4 @@ if terminal then
   redis.call('PEXPIRE', req, req_ttl)
 end
 redis.call('PUBLISH', channel, payload)
-return {'stored', newest, is_watched()}
+return {'stored', newest, is_watched(), string.format('%d', count - known), now}

@@ -27,15 +27,22 @@ const STEP: u64 = 1 << 20;
 
 #[async_trait::async_trait]
 impl ConversationLog for Redis {
-    async fn begin(&self, key: &ConversationKey, begin: &Begin) -> Result<Begun, Error> {
+    async fn begin_with(
+        &self,
+        key: &ConversationKey,
+        begin: &Begin,
+        answer: &[EventBody],
+    ) -> Result<Begun, Error> {
         let keys = self.conversation_keys(key);
         let turn = begin.message.request;
         let names = with_request(&keys, ["conv", "lease", "log", "deltas"], turn);
-        let args = [
+        let message = EventBody::Posted(begin.message.clone());
+        let mut tags = vec![random_tag()];
+        let mut args = vec![
             begin.fingerprint(true),
             turn.to_string(),
-            tag(),
-            json(&EventBody::Posted(begin.message.clone()))?,
+            hexadecimal(tags[0]),
+            json(&message)?,
             json(&begin.options)?,
             flag(begin.existing),
             step(),
@@ -46,14 +53,21 @@ impl ConversationLog for Redis {
             key.id().to_string(),
             keys.channel(),
             self.said(Said::Grown),
+            millis(LATE),
         ];
+        add_events(&mut args, &mut tags, answer)?;
         let reply = self.call(Operation::Begin, &keys, &names, &args, Worth::Much).await;
         let reply = self.wake(key, reply)?;
         match reply.word()?.as_str() {
-            "new" => Ok(Begun::New {
-                owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },
-                start: Sequence(reply.number(1)?),
-            }),
+            "new" => {
+                let start = Sequence(reply.number(1)?);
+                let bodies = std::iter::once(&message).chain(answer);
+                Ok(Begun::New {
+                    owner: Owner { key: key.clone(), turn, epoch: reply.number(2)? },
+                    start,
+                    logged: logged(turn, start, reply.number(3)?, tags.into_iter().zip(bodies)),
+                })
+            }
             "known" => {
                 let end = if reply.text(2)?.is_empty() { None } else { Some(reply.number(2)?) };
                 Ok(Begun::Known { start: Sequence(reply.number(1)?), end: end.map(Sequence) })
@@ -88,10 +102,8 @@ impl ConversationLog for Redis {
             keys.channel(),
             self.said(Said::Grown),
         ];
-        for event in events {
-            let is_delta = matches!(event, EventBody::Delta(_));
-            args.extend([flag(is_delta), tag(), json(event)?]);
-        }
+        let mut tags = Vec::new();
+        add_events(&mut args, &mut tags, events)?;
         let worth = match events {
             [] => Worth::Little,
             _ if terminal => Worth::Much,
@@ -102,7 +114,12 @@ impl ConversationLog for Redis {
         let reply = if events.is_empty() { reply? } else { self.wake(&owner.key, reply)? };
         match reply.word()?.as_str() {
             "stored" => {
-                Ok(Appended::Stored { last: Sequence(reply.number(1)?), watched: reply.flag(2)? })
+                let (last, new) = (Sequence(reply.number(1)?), reply.number(3)?);
+                let known = events.len() - usize::try_from(new).unwrap_or(0).min(events.len());
+                let first = Sequence((last.0 + 1).saturating_sub(new));
+                let added = tags.into_iter().zip(events).skip(known);
+                let logged = logged(owner.turn, first, reply.number(4)?, added);
+                Ok(Appended::Stored { last, logged, watched: reply.flag(2)? })
             }
             "cancelled" => Ok(Appended::Cancelled),
             "fenced" => Ok(Appended::Fenced),
@@ -115,7 +132,7 @@ impl ConversationLog for Redis {
         let names = with_request(&keys, ["conv", "log", "deltas"], begin.message.request);
         let args = [
             begin.fingerprint(false),
-            tag(),
+            hexadecimal(random_tag()),
             json(&EventBody::Posted(begin.message.clone()))?,
             flag(begin.existing),
             millis(self.kept.retention),
@@ -262,8 +279,44 @@ fn with_request<const N: usize>(keys: &Keys, names: [&str; N], request: RequestI
 }
 
 /// A new event's tag. The server's first one wins where a call is repeated.
-fn tag() -> String {
-    format!("{:016x}", Position::random(Sequence(0)).tag)
+fn random_tag() -> u64 {
+    Position::random(Sequence(0)).tag
+}
+
+fn hexadecimal(tag: u64) -> String {
+    format!("{tag:016x}")
+}
+
+/// Adds what a script wants to know of each new event.
+fn add_events(
+    args: &mut Vec<String>,
+    tags: &mut Vec<u64>,
+    events: &[EventBody],
+) -> Result<(), Error> {
+    for event in events {
+        let (is_delta, tag) = (matches!(event, EventBody::Delta(_)), random_tag());
+        args.extend([flag(is_delta), hexadecimal(tag), json(event)?]);
+        tags.push(tag);
+    }
+    Ok(())
+}
+
+/// The events that a script has just logged from place `first` on: nothing comes between them.
+fn logged<'a>(
+    turn: RequestId,
+    first: Sequence,
+    millis: u64,
+    events: impl Iterator<Item = (u64, &'a EventBody)>,
+) -> Vec<Event> {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+    let places = (first.0..).map(Sequence);
+    let event = |(sequence, (tag, body)): (_, (_, &EventBody))| Event {
+        position: Position { sequence, tag },
+        turn: Some(turn),
+        time,
+        body: body.clone(),
+    };
+    places.zip(events).map(event).collect()
 }
 
 fn step() -> String {

@@ -1,0 +1,241 @@
+//! The newest events of a conversation whose turn runs here, for its readers here.
+//!
+//! Whoever owns a turn knows what it has logged. So the readers beside it, which are nearly all there are,
+//! need not have the store look for it: they get what the store has acknowledged, from memory. Everything
+//! else (readers that are behind, positions that cannot be told from others, what somebody else has logged)
+//! is the store's.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    domain::{Event, EventBody, Sequence},
+    store::After,
+};
+
+/// Events that are kept, and bytes of them: what a reader is behind at most before it reads the store.
+const KEPT: usize = 128;
+const KEPT_BYTES: usize = 32 * 1024;
+
+/// What was logged here lately; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Recent(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    log: Mutex<Log>,
+    /// Tells that there is more.
+    grown: watch::Sender<()>,
+}
+
+/// A piece of the conversation without a gap.
+#[derive(Debug, Default)]
+struct Log {
+    /// The place before the first event, and its tag if it was an event here.
+    before: (Sequence, Option<u64>),
+    events: VecDeque<Event>,
+    bytes: usize,
+    /// Appends whose outcome is not known.
+    coming: usize,
+}
+
+/// What is known here of what comes after a position.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Known {
+    /// These events, and whether there are more.
+    Events(Vec<Event>, bool),
+    /// Nothing yet, but something is on its way into the log.
+    Coming,
+    /// Nothing: the store may know.
+    Nothing,
+}
+
+/// Something is on its way into the log, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Coming(Recent);
+
+impl Recent {
+    /// Tells when more was logged from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.0.grown.subscribe()
+    }
+
+    /// An append begins.
+    pub(super) fn coming(&self) -> Coming {
+        self.lock().coming += 1;
+        Coming(self.clone())
+    }
+
+    /// The store has acknowledged these, in their order and without a gap.
+    pub(super) fn logged(&self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut log = self.lock();
+        for event in events {
+            log.add(event);
+        }
+        drop(log);
+        self.0.grown.send_replace(());
+    }
+
+    /// At most `most` events after a position.
+    pub(super) fn after(&self, after: After, most: usize) -> Known {
+        let log = self.lock();
+        let Some(known) = log.index_after(after) else { return Known::Nothing };
+        let rest = log.events.len() - known;
+        if rest > 0 {
+            let events = log.events.iter().skip(known).take(most).cloned().collect();
+            return Known::Events(events, rest > most);
+        }
+        if log.coming > 0 { Known::Coming } else { Known::Nothing }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log {
+    fn add(&mut self, event: Event) {
+        let place = event.position.sequence.0;
+        let last = self.events.back().map_or(self.before.0, |last| last.position.sequence);
+        if place != last.0 + 1 || self.events.is_empty() {
+            // Somebody else has logged something in between, or this is the first.
+            self.events.clear();
+            self.bytes = 0;
+            self.before = (Sequence(place.saturating_sub(1)), None);
+        }
+        self.bytes += size(&event);
+        self.events.push_back(event);
+        while self.events.len() > KEPT || (self.bytes > KEPT_BYTES && self.events.len() > 1) {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= size(&oldest);
+            self.before = (oldest.position.sequence, Some(oldest.position.tag));
+        }
+    }
+
+    /// The index of the event that comes after a position, if that is sure.
+    fn index_after(&self, after: After) -> Option<usize> {
+        let index = |sequence: Sequence| {
+            let index = usize::try_from(sequence.0.checked_sub(self.before.0.0)?).ok()?;
+            (index <= self.events.len()).then_some(index)
+        };
+        match after {
+            After::Sequence(sequence) => index(sequence),
+            After::Position(position) => {
+                let index = index(position.sequence)?;
+                let tag = match index.checked_sub(1) {
+                    Some(event) => Some(self.events[event].position.tag),
+                    None => self.before.1,
+                };
+                (tag == Some(position.tag)).then_some(index)
+            }
+        }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.lock().coming -= 1;
+        // Whoever waits for it must not wait for what has failed.
+        self.0.0.grown.send_replace(());
+    }
+}
+
+fn size(event: &Event) -> usize {
+    let text = match &event.body {
+        EventBody::Posted(message) => message.text.len(),
+        EventBody::Delta(text) => text.len(),
+        EventBody::Completed(completion) => completion.text.len(),
+        EventBody::Failed(failure) => failure.partial_text.len(),
+    };
+    size_of::<Event>() + text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::domain::Position;
+
+    fn event(place: u64, text: &str) -> Event {
+        let position = Position { sequence: Sequence(place), tag: place * 1000 };
+        let body = EventBody::Delta(text.to_owned());
+        Event { position, turn: None, time: SystemTime::UNIX_EPOCH, body }
+    }
+
+    fn at(place: u64) -> After {
+        After::Position(event(place, "").position)
+    }
+
+    fn places(known: Known) -> Vec<u64> {
+        let Known::Events(events, _) = known else { panic!("{known:?}") };
+        events.iter().map(|event| event.position.sequence.0).collect()
+    }
+
+    #[test]
+    fn what_was_logged_is_read_from_any_place_in_it_and_from_no_other() {
+        let recent = Recent::default();
+        assert_eq!(recent.after(After::Sequence(Sequence(0)), 10), Known::Nothing);
+        recent.logged(vec![event(5, "a"), event(6, "b"), event(7, "c")]);
+        assert_eq!(places(recent.after(After::Sequence(Sequence(4)), 10)), [5, 6, 7]);
+        assert_eq!(places(recent.after(at(5), 1)), [6]);
+        assert!(matches!(recent.after(at(5), 1), Known::Events(_, true)));
+        assert!(matches!(recent.after(at(5), 2), Known::Events(_, false)));
+        assert_eq!(recent.after(at(7), 10), Known::Nothing);
+        // Before it, behind it, and under another tag, as after a loss.
+        for unknown in [
+            After::Sequence(Sequence(3)),
+            After::Sequence(Sequence(8)),
+            at(4),
+            After::Position(Position { sequence: Sequence(6), tag: 1 }),
+        ] {
+            assert_eq!(recent.after(unknown, 10), Known::Nothing, "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_logged_in_between_is_never_skipped() {
+        let recent = Recent::default();
+        recent.logged(vec![event(1, "a")]);
+        recent.logged(vec![event(3, "c")]);
+        assert_eq!(recent.after(at(1), 10), Known::Nothing);
+        // The store has read 2 to the reader; its tag is not known here.
+        assert_eq!(recent.after(at(2), 10), Known::Nothing);
+        assert_eq!(places(recent.after(After::Sequence(Sequence(2)), 10)), [3]);
+    }
+
+    #[test]
+    fn an_append_on_its_way_is_worth_waiting_for() {
+        let recent = Recent::default();
+        recent.logged(vec![event(1, "a")]);
+        let mut grown = recent.subscribe();
+        let coming = recent.coming();
+        assert_eq!(recent.after(at(1), 10), Known::Coming);
+        assert!(!grown.has_changed().expect("it lives"));
+        drop(coming);
+        assert!(grown.has_changed().expect("it lives"));
+        grown.mark_unchanged();
+        assert_eq!(recent.after(at(1), 10), Known::Nothing);
+    }
+
+    #[test]
+    fn it_keeps_a_bounded_part() {
+        let recent = Recent::default();
+        let most = u64::try_from(KEPT).expect("fits");
+        for place in 1..=most + 10 {
+            recent.logged(vec![event(place, "a")]);
+        }
+        assert_eq!(recent.after(at(9), 1), Known::Nothing);
+        assert_eq!(places(recent.after(at(10), 1)), [11]);
+        recent.logged(vec![event(most + 11, &"x".repeat(KEPT_BYTES))]);
+        assert_eq!(recent.lock().events.len(), 1);
+        assert_eq!(places(recent.after(at(most + 10), 1)), [most + 11]);
+    }
+}
