@@ -114,7 +114,7 @@ async fn begin(store: &dyn Store) -> (Owner, Sequence) {
 }
 
 async fn append(store: &dyn Store, owner: &Owner, number: u64) {
-    let event = EventBody::Delta("x".repeat(PIECE));
+    let event = EventBody::Delta("x".repeat(PIECE).into());
     let appended = store.append(owner, number, &[event]).await.expect("an append");
     assert!(matches!(appended, Appended::Stored { .. }));
 }

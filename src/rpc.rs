@@ -214,7 +214,9 @@ fn deadline<T>(request: &Request<T>) -> Option<Instant> {
 /// Who calls. Every call has come through `authenticate`.
 fn principal<T>(request: &Request<T>) -> Result<Arc<str>, Error> {
     let principal = request.extensions().get::<Principal>();
-    principal.map(|principal| Arc::clone(&principal.name)).ok_or(Error::Credential(Refusal::Missing))
+    principal
+        .map(|principal| Arc::clone(&principal.name))
+        .ok_or(Error::Credential(Refusal::Missing))
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -40,7 +40,8 @@ use self::{
 };
 use crate::{
     domain::{
-        Completion, ConversationKey, EngineKind, Event, EventBody, FinishReason, RequestId, Sequence,
+        Completion, ConversationKey, EngineKind, Event, EventBody, FinishReason, RequestId,
+        Sequence,
     },
     engine::{Engines, Exchange, Question},
     error::Kind,

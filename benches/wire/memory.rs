@@ -3,7 +3,8 @@
 //! conversations, so that a burst does not fill the machine.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::{BuildHasherDefault, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -14,15 +15,15 @@ use chatbot::{
         Revision, Sequence,
     },
     store::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Error, Found, Hint, Hints,
-        KnowledgeLog, Owner, Page, Reaped, TurnOptions, WATCHED,
+        Active, After, Appended, Begin, Begun, ConversationLog, Error, Fingerprint, Found, Hint,
+        Hints, KnowledgeLog, Owner, Page, Reaped, TurnOptions, WATCHED,
     },
 };
 use tokio::sync::watch;
 
 const SHARDS: usize = 16;
-/// Conversations of a shard.
-const KEPT: usize = 512;
+/// Conversations of a shard. Few, since what is measured is the service and not the processor's caches.
+const KEPT: usize = 64;
 /// How long an owner may be silent.
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -37,15 +38,33 @@ pub(crate) struct Memory {
 
 #[derive(Debug, Default)]
 struct Shard {
-    conversations: HashMap<ConversationDigest, Conversation>,
+    conversations: HashMap<ConversationDigest, Conversation, BuildHasherDefault<Half>>,
     oldest: VecDeque<ConversationDigest>,
+}
+
+/// Digests are hashes already: their second half will do.
+#[derive(Debug, Default)]
+struct Half(u64);
+
+impl Hasher for Half {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // The length of the array comes first, which changes nothing.
+        if let Some(half) = bytes.last_chunk() {
+            self.0 = u64::from_ne_bytes(*half);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Conversation {
     events: Vec<Event>,
     last: u64,
-    requests: HashMap<RequestId, Request>,
+    /// Few.
+    requests: Vec<Request>,
     active: Option<Turn>,
     epoch: u64,
     watched: Option<Instant>,
@@ -53,7 +72,8 @@ struct Conversation {
 
 #[derive(Debug)]
 struct Request {
-    fingerprint: String,
+    id: RequestId,
+    fingerprint: Fingerprint,
     start: Sequence,
     end: Option<Sequence>,
 }
@@ -90,9 +110,19 @@ impl Conversation {
         self.events.get(before..).unwrap_or_default().to_vec()
     }
 
+    fn request(&self, id: RequestId) -> Option<&Request> {
+        self.requests.iter().find(|request| request.id == id)
+    }
+
+    fn end(&mut self, id: RequestId, end: Sequence) {
+        if let Some(request) = self.requests.iter_mut().find(|request| request.id == id) {
+            request.end = Some(end);
+        }
+    }
+
     /// Where a request is, if it is known.
     fn known(&self, begin: &Begin, wants_answer: bool) -> Result<Option<&Request>, Error> {
-        match self.requests.get(&begin.message.request) {
+        match self.request(begin.message.request) {
             Some(known) if known.fingerprint != begin.fingerprint(wants_answer) => {
                 Err(Error::Reused)
             }
@@ -106,7 +136,7 @@ impl Conversation {
         let start = self.add(turn, time, EventBody::Posted(begin.message.clone()));
         let end = (!wants_answer).then_some(start);
         let fingerprint = begin.fingerprint(wants_answer);
-        self.requests.insert(request, Request { fingerprint, start, end });
+        self.requests.push(Request { id: request, fingerprint, start, end });
         start
     }
 
@@ -144,14 +174,17 @@ impl Shard {
     /// The conversation, a new one unless it has to exist.
     fn open(&mut self, key: &ConversationKey, begin: &Begin) -> Result<&mut Conversation, Error> {
         let digest = key.digest();
-        if !self.conversations.contains_key(&digest) {
-            if begin.existing {
-                return Err(Error::NotFound);
-            }
+        if self.oldest.len() >= KEPT {
             self.forget();
-            self.oldest.push_back(digest);
         }
-        Ok(self.conversations.entry(digest).or_default())
+        match self.conversations.entry(digest) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(_) if begin.existing => Err(Error::NotFound),
+            Entry::Vacant(new) => {
+                self.oldest.push_back(digest);
+                Ok(new.insert(Conversation::default()))
+            }
+        }
     }
 
     /// Makes room; a conversation with a turn that runs is kept.
@@ -197,9 +230,7 @@ impl ConversationLog for Memory {
                 conversation.add(Some(id), now, event.clone());
             }
             let end = Sequence(conversation.last);
-            if let Some(request) = conversation.requests.get_mut(&id) {
-                request.end = Some(end);
-            }
+            conversation.end(id, end);
             let logged = conversation.since(before);
             drop(shard);
             self.hints.grown(key.digest());
@@ -251,9 +282,7 @@ impl ConversationLog for Memory {
         let last = Sequence(conversation.last);
         if terminal {
             conversation.active = None;
-            if let Some(request) = conversation.requests.get_mut(&owner.turn) {
-                request.end = Some(last);
-            }
+            conversation.end(owner.turn, last);
         }
         let watched = conversation.watched();
         drop(shard);
@@ -278,7 +307,7 @@ impl ConversationLog for Memory {
     async fn cancel(&self, key: &ConversationKey, turn: RequestId) -> Result<(), Error> {
         let mut shard = self.shard(key);
         let conversation = shard.get(key)?;
-        if !conversation.requests.contains_key(&turn) {
+        if conversation.request(turn).is_none() {
             return Err(Error::NotFound);
         }
         if let Some(active) = conversation.active.as_mut().filter(|active| active.id == turn) {
@@ -354,7 +383,7 @@ impl ConversationLog for Memory {
         let Ok(conversation) = shard.get(key) else { return Ok(None) };
         // Without the trace: one call in a hundred has one, and only looks for it to link to it.
         let found = |request: &Request| Found { start: request.start, trace: None };
-        Ok(conversation.requests.get(&request).map(found))
+        Ok(conversation.request(request).map(found))
     }
 
     async fn history(

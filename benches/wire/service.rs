@@ -128,7 +128,7 @@ async fn fill(store: &Memory) {
         finish: FinishReason::Stop,
         degraded: false,
     });
-    let deltas = pieces.into_iter().map(|piece| EventBody::Delta(piece.to_owned()));
+    let deltas = pieces.into_iter().map(|piece| EventBody::Delta(piece.into()));
     let events: Vec<EventBody> = deltas.chain([end]).collect();
     store.append(&owner, 1, &events).await.expect("appended");
     store.keep(&key);

@@ -201,8 +201,8 @@ pub struct Event {
 pub enum EventBody {
     /// A participant said something.
     Posted(Message),
-    /// The next piece of the answer's text.
-    Delta(String),
+    /// The next piece of the answer's text, shared by all who keep or show it.
+    Delta(Arc<str>),
     /// The turn is over and has an answer, whose text replaces all deltas.
     Completed(Completion),
     /// The turn is over and has failed.

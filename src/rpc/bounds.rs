@@ -83,7 +83,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let deadline = match deadline(request.headers()) {
+        let now = Instant::now();
+        let deadline = match deadline(request.headers(), now) {
             Ok(deadline) => deadline,
             Err(status) => return BoundedCall::Refused { status: Some(status) },
         };
@@ -94,7 +95,7 @@ where
             .map_or_else(CancellationToken::new, |ending| ending.now().clone());
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
-        let until = Instant::now() + limit;
+        let until = now + limit;
         let mut request = request.map(|body| Arriving {
             body,
             arrival,
@@ -107,7 +108,8 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         let response = self.inner.call(request);
-        BoundedCall::Called { response, end: Some(End::new(ending, deadline)) }
+        let end = End { ending, deadline, waiting: None };
+        BoundedCall::Called { response, end: Some(end) }
     }
 }
 
@@ -154,14 +156,26 @@ where
 
 /// What ends a call from outside: resolves to the status that it gets.
 pub(super) struct End {
+    ending: CancellationToken,
+    deadline: Option<Instant>,
+    /// Most calls are answered without waiting, and need neither a place among those who wait for the
+    /// connection's end nor a timer.
+    waiting: Option<Box<Waiting>>,
+}
+
+struct Waiting {
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl End {
-    fn new(ending: CancellationToken, deadline: Option<Instant>) -> Self {
-        let ending = Box::pin(ending.cancelled_owned());
-        Self { ending, deadline: deadline.map(|deadline| Box::pin(sleep_until(deadline))) }
+    /// The status, if the call has to end now.
+    fn now(&self) -> Option<Status> {
+        if self.ending.is_cancelled() {
+            return Some(Error::Leaving.into());
+        }
+        let over = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        over.then(|| Error::Deadline.into())
     }
 }
 
@@ -169,10 +183,16 @@ impl Future for End {
     type Output = Status;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Status> {
-        if self.ending.as_mut().poll(context).is_ready() {
+        let Self { ending, deadline, waiting } = &mut *self;
+        let waiting = waiting.get_or_insert_with(|| {
+            let ending = Box::pin(ending.clone().cancelled_owned());
+            let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+            Box::new(Waiting { ending, deadline })
+        });
+        if waiting.ending.as_mut().poll(context).is_ready() {
             return Poll::Ready(Error::Leaving.into());
         }
-        match &mut self.deadline {
+        match &mut waiting.deadline {
             None => Poll::Pending,
             Some(deadline) => {
                 ready!(deadline.as_mut().poll(context));
@@ -204,8 +224,12 @@ impl http_body::Body for Bounded {
         let mut this = self.project();
         let Some(end) = this.end.as_mut() else { return Poll::Ready(None) };
         // The end first: a stream that always has something ready must not outrun it.
-        let Poll::Ready(status) = Pin::new(end).poll(context) else {
-            return this.body.as_mut().poll_frame(context);
+        let status = match end.now() {
+            Some(status) => status,
+            None => match this.body.as_mut().poll_frame(context) {
+                Poll::Pending => ready!(Pin::new(end).poll(context)),
+                frame => return frame,
+            },
         };
         *this.end = None;
         let mut trailers = HeaderMap::new();
@@ -283,11 +307,11 @@ where
 
 /// The deadline that the caller has set: `grpc-timeout`, at most eight digits and a unit (gRPC over
 /// HTTP/2). A malformed one is refused: what the caller wants is unknown, and for ever is no guess.
-fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(timeout).ok_or(Error::Timeout)?;
     // So far away that it cannot be told is no deadline.
-    Ok(Instant::now().checked_add(timeout))
+    Ok(now.checked_add(timeout))
 }
 
 fn timeout(text: &str) -> Option<Duration> {

@@ -165,7 +165,7 @@ pub(super) fn event(conversation: &str, event: Event) -> proto::Event {
             text: message.text,
             request_id: id(message.request.0),
         }),
-        EventBody::Delta(text) => Body::TextDelta(text),
+        EventBody::Delta(text) => Body::TextDelta(text.as_ref().to_owned()),
         EventBody::Completed(completion) => {
             Body::TurnCompleted(turn_completed(turn.clone(), completion))
         }

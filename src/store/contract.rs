@@ -67,7 +67,7 @@ fn says(request: RequestId, text: &str) -> Begin {
 }
 
 fn delta(text: &str) -> EventBody {
-    EventBody::Delta(text.to_owned())
+    EventBody::Delta(text.into())
 }
 
 fn completed(text: &str) -> EventBody {

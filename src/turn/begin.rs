@@ -203,19 +203,21 @@ impl Turns {
         answer: &[EventBody],
         busy: OnBusy,
     ) -> Result<Begun, Error> {
-        let deadline = self.others_end();
-        let mut hint = None;
+        let mut waiting = None;
         loop {
             let outcome = self.0.log.begin_with(key, begin, answer).await?;
             let Begun::Busy { turn: running, orphaned } = outcome else { return Ok(outcome) };
-            if Instant::now() >= deadline || !(orphaned || busy == OnBusy::Interrupt) {
+            if !(orphaned || busy == OnBusy::Interrupt) {
                 return Ok(outcome);
             }
-            let Some(hint) = &mut hint else {
+            let Some((hint, deadline)) = &mut waiting else {
                 // The turn may have ended before anybody waits for that: look once more.
-                hint = Some(self.0.log.hint(key));
+                waiting = Some((self.0.log.hint(key), self.others_end()));
                 continue;
             };
+            if Instant::now() >= *deadline {
+                return Ok(outcome);
+            }
             self.make_way(key, Active { turn: running, orphaned }, hint).await?;
         }
     }

@@ -54,9 +54,9 @@ pub(super) enum Known {
     Nothing,
 }
 
-/// Something is on its way into the log, until it is dropped.
+/// Something is on its way into the log, until it is dropped; and what has come of it.
 #[derive(Debug)]
-pub(super) struct Coming(Recent);
+pub(super) struct Coming(Recent, Vec<Event>);
 
 impl Recent {
     /// Tells when more was logged from now on.
@@ -67,15 +67,17 @@ impl Recent {
     /// An append begins.
     pub(super) fn coming(&self) -> Coming {
         self.lock().coming += 1;
-        Coming(self.clone())
+        Coming(self.clone(), Vec::new())
     }
 
     /// The store has acknowledged these, in their order and without a gap.
     pub(super) fn logged(&self, events: Vec<Event>) {
-        if events.is_empty() {
-            return;
-        }
+        self.add(events, 0);
+    }
+
+    fn add(&self, events: Vec<Event>, appends: usize) {
         let mut log = self.lock();
+        log.coming -= appends;
         for event in events {
             log.add(event);
         }
@@ -139,11 +141,17 @@ impl Log {
     }
 }
 
+impl Coming {
+    /// The store has acknowledged these, in their order and without a gap.
+    pub(super) fn logged(mut self, events: Vec<Event>) {
+        self.1 = events;
+    }
+}
+
 impl Drop for Coming {
     fn drop(&mut self) {
-        self.0.lock().coming -= 1;
-        // Whoever waits for it must not wait for what has failed.
-        self.0.0.grown.send_replace(());
+        // Also of nothing: whoever waits for it must not wait for what has failed.
+        self.0.add(std::mem::take(&mut self.1), 1);
     }
 }
 
@@ -166,7 +174,7 @@ mod tests {
 
     fn event(place: u64, text: &str) -> Event {
         let position = Position { sequence: Sequence(place), tag: place * 1000 };
-        let body = EventBody::Delta(text.to_owned());
+        let body = EventBody::Delta(text.into());
         Event { position, turn: None, time: SystemTime::UNIX_EPOCH, body }
     }
 

@@ -5,14 +5,19 @@
 //! any longer; each of these but the last is an event in the log.
 
 use std::{
+    future::{Future as _, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tracing::{error, info, warn};
 
 use super::{PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
@@ -63,7 +68,8 @@ impl Asked {
 pub(super) struct Generation {
     turns: Turns,
     owner: Owner,
-    hint: Hint,
+    /// Until it runs.
+    hint: Option<Hint>,
     watched: RunGuard,
     started: Instant,
     /// The number of the next event.
@@ -88,6 +94,28 @@ enum Stored {
     Fenced,
 }
 
+/// What has happened.
+enum Woken {
+    Piece(Option<Result<Piece, engine::Error>>),
+    Closing,
+    Alarm,
+    /// The conversation has grown, or the turn was asked to stop.
+    Hint(Hint),
+    /// There are more readers here, or fewer.
+    Readers(watch::Receiver<usize>),
+}
+
+async fn hinted_again(mut hint: Hint) -> Hint {
+    hint.changed().await;
+    hint
+}
+
+async fn changed(mut readers: watch::Receiver<usize>) -> watch::Receiver<usize> {
+    // Its sender lives as long as the run.
+    let _ = readers.changed().await;
+    readers
+}
+
 /// What a run comes to.
 #[derive(Debug)]
 enum Verdict {
@@ -101,7 +129,7 @@ enum Verdict {
 
 impl Generation {
     pub(super) fn new(turns: Turns, owner: Owner, logged: &[Event]) -> Self {
-        let hint = turns.0.log.hint(&owner.key);
+        let hint = Some(turns.0.log.hint(&owner.key));
         let watched = turns.0.watchers.runs(owner.key.digest());
         watched.recent().logged(logged.to_vec());
         turns.0.metrics.running.inc();
@@ -159,6 +187,11 @@ impl Generation {
         let mut renewal = Instant::now() + terms.lease / 3;
         let mut cancels = 0;
         let mut alone = (self.watched.readers() == 0).then(|| self.started + ATTACH);
+        // What is waited for is kept from piece to piece: to begin to wait costs as much as the piece.
+        let hint = self.hint.take().unwrap_or_else(|| self.turns.0.log.hint(&self.owner.key));
+        let mut hinted = pin!(hinted_again(hint));
+        let mut joined = pin!(changed(self.watched.subscribe()));
+        let mut piece_first = true;
         // One alarm for whatever is next: setting one for each piece and each reason would cost more than
         // the piece.
         let mut alarm = pin!(sleep_until(deadline));
@@ -170,10 +203,34 @@ impl Generation {
                 alarm.as_mut().reset(next);
             }
             let mut ask_the_log = false;
-            tokio::select! {
-                biased;
-                () = &mut closing => return self.at_the_end_of_the_server(),
-                () = &mut alarm => {
+            let woken = poll_fn(|context| {
+                // A piece first, since that is what mostly comes; but not only pieces.
+                if piece_first && let Poll::Ready(piece) = pieces.poll_next_unpin(context) {
+                    return Poll::Ready(Woken::Piece(piece));
+                }
+                if closing.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Woken::Closing);
+                }
+                if alarm.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Woken::Alarm);
+                }
+                if let Poll::Ready(hint) = hinted.as_mut().poll(context) {
+                    return Poll::Ready(Woken::Hint(hint));
+                }
+                if let Poll::Ready(readers) = joined.as_mut().poll(context) {
+                    return Poll::Ready(Woken::Readers(readers));
+                }
+                if piece_first {
+                    Poll::Pending
+                } else {
+                    pieces.poll_next_unpin(context).map(Woken::Piece)
+                }
+            });
+            let woken = woken.await;
+            piece_first = !matches!(woken, Woken::Piece(_));
+            match woken {
+                Woken::Closing => return self.at_the_end_of_the_server(),
+                Woken::Alarm => {
                     let now = Instant::now();
                     if now >= deadline {
                         return Verdict::End(self.failed(FailureReason::Timeout));
@@ -183,24 +240,24 @@ impl Generation {
                     }
                     ask_the_log = now >= renewal || abandoned.is_some_and(|then| now >= then);
                 }
-                () = self.hint.changed() => {
-                    ask_the_log = self.hint.cancels() > cancels;
-                    cancels = self.hint.cancels();
+                Woken::Hint(hint) => {
+                    ask_the_log = hint.cancels() > cancels;
+                    cancels = hint.cancels();
+                    hinted.set(hinted_again(hint));
                 }
-                () = self.watched.changed() => {
+                Woken::Readers(readers) => {
                     alone = (self.watched.readers() == 0).then(Instant::now);
+                    joined.set(changed(readers));
                 }
-                piece = pieces.next() => {
-                    if let Some(Err(engine::Error::Unavailable { why, retry_after })) = &piece
-                        && self.text.is_empty()
-                        && tries < TRIES
-                    {
-                        warn!(turn = %self.owner.turn, why, tries, "asking the engine again");
-                        self.turns.0.metrics.retries.inc();
-                        pieces = asked.answer_after(retry_after.unwrap_or(RETRY * tries));
-                        tries += 1;
-                        continue;
-                    }
+                Woken::Piece(Some(Err(engine::Error::Unavailable { why, retry_after })))
+                    if self.text.is_empty() && tries < TRIES =>
+                {
+                    warn!(turn = %self.owner.turn, why, tries, "asking the engine again");
+                    self.turns.0.metrics.retries.inc();
+                    pieces = asked.answer_after(retry_after.unwrap_or(RETRY * tries));
+                    tries += 1;
+                }
+                Woken::Piece(piece) => {
                     let end = self.take(piece, &mut pieces);
                     if let Some(verdict) = self.log_text(end).await {
                         return verdict;
@@ -270,11 +327,17 @@ impl Generation {
                 }
             }
             if self.pending.len() >= CHUNK {
-                self.ready.push(EventBody::Delta(std::mem::take(&mut self.pending)));
+                self.cut_off();
             }
             next = if self.ready.len() < BATCH { pieces.next().now_or_never() } else { None };
         }
         None
+    }
+
+    /// Makes an event of the text that is pending, whose buffer is used again.
+    fn cut_off(&mut self) {
+        self.ready.push(EventBody::Delta(self.pending.as_str().into()));
+        self.pending.clear();
     }
 
     /// Logs the text that is not in the log, if its time has come or it is much, and the turn's end if
@@ -286,10 +349,10 @@ impl Generation {
         if !due {
             return None;
         }
-        let mut events = std::mem::take(&mut self.ready);
         if !self.pending.is_empty() {
-            events.push(EventBody::Delta(std::mem::take(&mut self.pending)));
+            self.cut_off();
         }
+        let mut events = std::mem::take(&mut self.ready);
         let outcome = end.as_ref().map(Outcome::of);
         events.extend(end);
         match (self.append(&events).await, outcome) {
@@ -323,13 +386,15 @@ impl Generation {
     /// get what was logged from here, without another look at the store.
     async fn append(&mut self, events: &[EventBody]) -> Option<Stored> {
         let inner = &self.turns.0;
-        let _coming = (!events.is_empty()).then(|| self.watched.recent().coming());
+        let coming = (!events.is_empty()).then(|| self.watched.recent().coming());
         let until = Instant::now() + PATIENCE;
         loop {
             match inner.log.append(&self.owner, self.next, events).await {
                 Ok(Appended::Stored { logged, watched, .. }) => {
                     self.next += events.len() as u64;
-                    self.watched.recent().logged(logged);
+                    if let Some(coming) = coming {
+                        coming.logged(logged);
+                    }
                     return Some(Stored::Yes { watched });
                 }
                 Ok(Appended::Cancelled) => return Some(Stored::Cancelled),
@@ -417,7 +482,8 @@ pub(super) fn at_once(engine: &dyn Engine, question: &Question) -> Option<Vec<Ev
     match catch_unwind(AssertUnwindSafe(|| engine.at_once(question))) {
         Ok(None) => None,
         Ok(Some(Ok((text, end)))) => (text.len() <= BATCH * CHUNK).then(|| {
-            let mut events: Vec<_> = chunks(&text).map(EventBody::Delta).collect();
+            let mut events: Vec<_> =
+                chunks(&text).map(|chunk| EventBody::Delta(chunk.into())).collect();
             events.push(completed(text, end));
             events
         }),
@@ -433,7 +499,7 @@ pub(super) fn at_once(engine: &dyn Engine, question: &Question) -> Option<Vec<Ev
 }
 
 /// The text in events of at least `CHUNK` bytes, but for the last, cut between words.
-fn chunks(text: &str) -> impl Iterator<Item = String> {
+fn chunks(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let after = rest.floor_char_boundary(CHUNK);
@@ -446,6 +512,6 @@ fn chunks(text: &str) -> impl Iterator<Item = String> {
         };
         let (chunk, left) = rest.split_at(end);
         rest = left;
-        (!chunk.is_empty()).then(|| chunk.to_owned())
+        (!chunk.is_empty()).then_some(chunk)
     })
 }

@@ -15,9 +15,7 @@ use super::{
     Attached, Error, LOOK, PAGE, PATIENCE, PAUSE, Turns, recent::Known, watch::ReaderGuard,
 };
 use crate::{
-    domain::{
-        ConversationKey, Event, EventBody, FailureReason, Position, RequestId, Sequence,
-    },
+    domain::{ConversationKey, Event, EventBody, FailureReason, Position, RequestId, Sequence},
     store::{self, After, Hint, Page},
     telemetry,
 };

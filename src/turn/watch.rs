@@ -116,10 +116,9 @@ impl RunGuard {
         *self.readers.borrow()
     }
 
-    /// Ends when that changes.
-    pub(super) async fn changed(&mut self) {
-        // The sender lives as long as this guard.
-        let _ = self.readers.changed().await;
+    /// Tells when that changes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<usize> {
+        self.readers.clone()
     }
 
     /// Where what it logs is shown to its readers here.
@@ -142,14 +141,15 @@ mod tests {
     async fn a_run_sees_its_readers_come_and_go_and_nothing_stays() {
         let watchers = Watchers::default();
         let conversation = ConversationDigest([7; 16]);
-        let mut run = watchers.runs(conversation);
+        let run = watchers.runs(conversation);
+        let mut changed = run.subscribe();
         assert!(watchers.is_run(conversation));
         assert_eq!(run.readers(), 0);
         let reader = watchers.reads(conversation);
-        run.changed().await;
+        changed.changed().await.expect("it lives");
         assert_eq!(run.readers(), 1);
         drop(reader);
-        run.changed().await;
+        changed.changed().await.expect("it lives");
         assert_eq!(run.readers(), 0);
         drop(run);
         assert!(!watchers.is_run(conversation));

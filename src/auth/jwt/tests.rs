@@ -165,10 +165,7 @@ fn each_kind_of_key_is_found_by_its_id() {
     assert_eq!(keys.len(), 5);
     for (pair, id) in pairs.iter().zip(ids) {
         let principal = keys.principal(&pair.token(id, &claims())).expect("valid");
-        assert_eq!(
-            (&*principal.name, principal.scopes.to_string()),
-            ("alice", "chat".into())
-        );
+        assert_eq!((&*principal.name, principal.scopes.to_string()), ("alice", "chat".into()));
     }
     // Signed by another key than the one it names, and by one that is not there.
     assert_eq!(keys.principal(&pairs[0].token("b", &claims())), Err("signature"));
@@ -193,10 +190,7 @@ fn rsa_keys_verify_both_kinds_of_signatures() {
     let any = keys(&[jwk(json!({ "use": "sig" }))]);
     for token in [&rs256, &ps384] {
         let principal = any.principal(token).expect("valid");
-        assert_eq!(
-            (&*principal.name, principal.scopes.to_string()),
-            ("rsa", "teach".into())
-        );
+        assert_eq!((&*principal.name, principal.scopes.to_string()), ("rsa", "teach".into()));
     }
     let only = keys(&[jwk(json!({ "alg": "RS256", "key_ops": ["verify"] }))]);
     assert!(only.principal(&rs256).is_ok());

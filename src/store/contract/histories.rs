@@ -168,7 +168,8 @@ impl<'a> History<'a> {
         let newest = owner.epoch;
         assert!(self.turns.last().is_none_or(|last| last.newest < newest));
         let last = logged.last().expect("a message").position.sequence;
-        let (owners, cancelled, deltas, end) = (1, false, words, answer.pop().map(|end| (last, end)));
+        let (owners, cancelled, deltas, end) =
+            (1, false, words, answer.pop().map(|end| (last, end)));
         self.turns.push(Turn { begin, start, owners, newest, deltas, cancelled, end });
         if whole {
             // Whoever claims to own it cannot write.
@@ -259,7 +260,8 @@ impl<'a> History<'a> {
             assert!(told.eq(events), "{logged:?}");
             assert!(logged.last().is_none_or(|event| event.position.sequence == *last));
         }
-        let again = |outcome| matches!(outcome, Appended::Stored { logged, .. } if !logged.is_empty());
+        let again =
+            |outcome| matches!(outcome, Appended::Stored { logged, .. } if !logged.is_empty());
         assert!(!outcomes.any(again), "what is stored is told once");
         outcome
     }

@@ -28,9 +28,8 @@ async fn a_turn_whose_answer_is_there_is_over_in_one_step(
 ) {
     let (key, begin) = (fresh(), says(request(), "hello"));
     let answer = [delta("a "), delta("b"), completed("a b")];
-    let begins = (0..20).map(|n| {
-        if n % 2 == 0 { here } else { there }.begin_with(&key, &begin, &answer)
-    });
+    let begins =
+        (0..20).map(|n| if n % 2 == 0 { here } else { there }.begin_with(&key, &begin, &answer));
     let (mut new, mut places) = (Vec::new(), Vec::new());
     for begun in join_all(begins).await {
         match begun.expect("a begin") {

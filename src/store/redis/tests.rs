@@ -104,7 +104,7 @@ fn says(text: &str) -> Begin {
 }
 
 fn delta(text: &str) -> EventBody {
-    EventBody::Delta(text.to_owned())
+    EventBody::Delta(text.into())
 }
 
 fn failed() -> EventBody {
