@@ -28,8 +28,9 @@ observability: ## dashboard and alerts, by a real Prometheus (needs prometheus, 
 	cargo build
 	$${CHATBOT_PYTHON:-python3} tests/observability/run
 
-bench: ## the wire, search, the log, what is before a model, memory of idle connections, probes under load, the start; no step of CI, since machines are noisy
+bench: ## the wire, the parts, search, the log, what is before a model, memory of idle connections, probes under load, the start; no step of CI, since machines are noisy
 	cargo bench --features jemalloc --bench wire
+	cargo bench --bench parts
 	cargo bench --bench search
 	cargo bench --bench log
 	cargo bench --features jemalloc --bench model

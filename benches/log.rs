@@ -1,4 +1,5 @@
-//! What the log costs: appends, the way to a reader, and the time to a `Chat`'s first event.
+//! What the log costs: turns step by step, appends, the way to a reader, a resumed read, and the time to a
+//! `Chat`'s first event.
 //!
 //! ```text
 //! cargo bench --bench log [-- --seconds N]
@@ -8,9 +9,12 @@
 //! the system's temporary folder, and a redis-server with `appendfsync everysec`, if there is one;
 //! loopback, all on this machine, so compare the rows of one run and nothing else.
 //!
+//! * **turns**: begin, an append of one event of 120 bytes, finish (the terminal event), each turn in a new
+//!   conversation, by 1, 16 and 128 owners at once.
 //! * **appends**: fenced appends of one event of 120 bytes, by 1, 16 and 128 owners at once.
 //! * **append to reader**: from the call of an append to its event in the hands of a reader who was
 //!   woken by the hint; on Redis the reader is another replica.
+//! * **resume**: a log of 10,000 events, read from its beginning to its end in pages as a reader takes them.
 //! * **first event**: a new `Chat` over a warm connection to its first event, and to its first piece of
 //!   text, with an engine that answers at once; beside a bare tonic server that echoes.
 
@@ -28,7 +32,8 @@ use chatbot::{
     app::{App, Options},
     config::{Config, Sources},
     domain::{
-        ConversationId, ConversationKey, EventBody, FinishReason, Message, RequestId, Sequence,
+        Completion, ConversationId, ConversationKey, EventBody, FinishReason, Message, RequestId,
+        Sequence,
     },
     engine::{End, Engine, Piece, Pieces, Question},
     health::Health,
@@ -48,6 +53,10 @@ use uuid::Uuid;
 
 const PIECE: usize = 120;
 const WRITERS: [usize; 3] = [1, 16, 128];
+/// Events of the log that is resumed.
+const RESUMED: usize = 10_000;
+/// Events that a reader asks for at once.
+const PAGE: usize = 128;
 
 #[tokio::main]
 async fn main() {
@@ -61,7 +70,29 @@ async fn main() {
         None => println!("no redis-server here: install Debian's redis-server for its rows\n"),
     }
 
-    println!("{:<12} {:>8} {:>12} {:>10} {:>10}", "appends", "owners", "a second", "p50", "p99");
+    println!(
+        "{:<12} {:>8} {:>12} {:>21} {:>21} {:>21}",
+        "turns", "owners", "a second", "begin p50, p99", "append p50, p99", "finish p50, p99"
+    );
+    for (name, url) in &urls {
+        let life = Lifecycle::new();
+        let store = open(url, &life).await;
+        for owners in WRITERS {
+            let turns = turns(&store, owners, time).await;
+            let rate = f64_of(turns.len()) / time.as_secs_f64();
+            print!("{name:<12} {owners:>8} {rate:>12.0}");
+            for step in 0..3 {
+                let mut times: Vec<Duration> = turns.iter().map(|times| times[step]).collect();
+                let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
+                print!(" {p50:>10.1?} {p99:>10.1?}");
+            }
+            println!();
+        }
+        drop(store);
+        life.stop();
+    }
+
+    println!("\n{:<12} {:>8} {:>12} {:>10} {:>10}", "appends", "owners", "a second", "p50", "p99");
     for (name, url) in &urls {
         let life = Lifecycle::new();
         let store = open(url, &life).await;
@@ -84,6 +115,19 @@ async fn main() {
         let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
         println!("{name:<12} {p50:>10.1?} {p99:>10.1?}");
         drop(here);
+        life.stop();
+    }
+
+    println!("\n{:<12} {:>12} {:>10} {:>10}   (resume)", "", "events/s", "p50", "p99");
+    for (name, url) in &urls {
+        let life = Lifecycle::new();
+        let store = open(url, &life).await;
+        let mut times = resumes(&*store, time).await;
+        let spent: Duration = times.iter().sum();
+        let rate = f64_of(times.len() * RESUMED) / spent.as_secs_f64();
+        let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
+        println!("{name:<12} {rate:>12.0} {p50:>10.1?} {p99:>10.1?}");
+        drop(store);
         life.stop();
     }
 
@@ -114,9 +158,79 @@ async fn begin(store: &dyn Store) -> (Owner, Sequence) {
 }
 
 async fn append(store: &dyn Store, owner: &Owner, number: u64) {
-    let event = EventBody::Delta("x".repeat(PIECE).into());
-    let appended = store.append(owner, number, &[event]).await.expect("an append");
+    append_all(store, owner, number, &[EventBody::Delta("x".repeat(PIECE).into())]).await;
+}
+
+async fn append_all(store: &dyn Store, owner: &Owner, number: u64, events: &[EventBody]) {
+    let appended = store.append(owner, number, events).await.expect("an append");
     assert!(matches!(appended, Appended::Stored { .. }));
+}
+
+/// The terminal event of a turn with this text.
+fn completed(text: String) -> EventBody {
+    EventBody::Completed(Completion {
+        text,
+        answered: true,
+        confidence: 1.0,
+        sources: Vec::new(),
+        usage: None,
+        finish: FinishReason::Stop,
+        degraded: false,
+    })
+}
+
+/// What each step of each turn took.
+async fn turns(store: &Arc<dyn Store>, owners: usize, time: Duration) -> Vec<[Duration; 3]> {
+    let until = Instant::now() + time;
+    let own = |_| async move {
+        let mut times = Vec::new();
+        loop {
+            let start = Instant::now();
+            if start >= until {
+                break;
+            }
+            let (owner, _) = begin(&**store).await;
+            let begun = Instant::now();
+            append(&**store, &owner, 1).await;
+            let appended = Instant::now();
+            append_all(&**store, &owner, 2, &[completed("x".repeat(PIECE))]).await;
+            times.push([begun - start, appended - begun, appended.elapsed()]);
+        }
+        times
+    };
+    join_all((0..owners).map(own)).await.concat()
+}
+
+/// Reads a long log again and again; what each time took.
+async fn resumes(store: &dyn Store, time: Duration) -> Vec<Duration> {
+    let (owner, _) = begin(store).await;
+    // The question and the end are events too.
+    let deltas = vec![EventBody::Delta("x".repeat(PIECE).into()); RESUMED - 2];
+    let mut number = 1;
+    for deltas in deltas.chunks(PAGE) {
+        append_all(store, &owner, number, deltas).await;
+        number += deltas.len() as u64;
+    }
+    append_all(store, &owner, number, &[completed("x".repeat(PIECE))]).await;
+
+    let mut times = Vec::new();
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        let begun = Instant::now();
+        let (mut after, mut events) = (After::Sequence(Sequence::default()), 0);
+        loop {
+            let page = store.read(&owner.key, after, PAGE, false).await.expect("a read");
+            events += page.events.len();
+            let Some(last) = page.events.last() else { break };
+            after = After::Position(last.position);
+            if !page.more {
+                break;
+            }
+        }
+        assert_eq!(events, RESUMED, "every event is read once");
+        times.push(begun.elapsed());
+    }
+    times
 }
 
 async fn appends(store: &Arc<dyn Store>, owners: usize, time: Duration) -> Vec<Duration> {

@@ -29,6 +29,10 @@ use super::{
 
 const LONG: Duration = Duration::from_mins(1);
 
+/// An allocator that gives nothing back to the kernel, which it does by the clock and on a thread of its own.
+const KEEPS: (&str, &str) =
+    ("_RJEM_MALLOC_CONF", "background_thread:false,dirty_decay_ms:-1,muzzy_decay_ms:-1");
+
 /// The cores: one for the servers, another for the load.
 pub(crate) const SERVERS: usize = 0;
 pub(crate) const LOAD: usize = 1;
@@ -131,7 +135,8 @@ impl Server {
             .arg(format!("--callgrind-out-file={}", output.display()))
             .arg(std::env::current_exe().expect("this program"))
             .arg(super::SERVE_SERVICE)
-            .args(settings);
+            .args(settings)
+            .env(KEEPS.0, KEEPS.1);
         Self::start("counted", &mut command)
     }
 

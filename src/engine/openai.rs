@@ -10,7 +10,7 @@ mod answer;
 mod breaker;
 mod fault;
 mod metrics;
-mod sse;
+pub mod sse;
 mod transport;
 mod wire;
 

@@ -220,6 +220,9 @@ fn builder(calls: &Arc<Calls>, limits: &Connections, http1: bool) -> auto::Build
     builder
         .http2()
         .timer(TokioTimer::new())
+        // gRPC has no use for it, and each second of it stays in the table of compressed headers, where
+        // every answer is compared with all of them.
+        .auto_date_header(false)
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -57,6 +57,16 @@ async fn it_answers_in_the_language_of_the_question() {
     app.stop().await;
 }
 
+/// A date a second would fill the connection's table of headers, which every answer is compared with.
+#[tokio::test]
+async fn an_answer_has_no_date() {
+    let app = start(&[]).await;
+    let mut client = app.chatbot().await;
+    let response = client.ask(ask("too many open files in my server")).await.expect("an answer");
+    assert!(!response.metadata().contains_key("date"), "{:?}", response.metadata());
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn it_says_when_it_does_not_know_and_that_is_ok() {
     let app = start(&[]).await;

@@ -5,15 +5,16 @@
 //! [`EVENT_BYTES`] and is given up, where the usual decoders grow until the process is killed.
 
 /// Most bytes of an event.
-pub(super) const EVENT_BYTES: usize = 256 * 1024;
+pub const EVENT_BYTES: usize = 256 * 1024;
 
 /// An event is larger than [`EVENT_BYTES`].
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLarge;
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an event has more than {EVENT_BYTES} bytes")]
+pub struct TooLarge;
 
 /// Takes a stream of events apart.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
+pub struct Decoder {
     /// The line that has not ended.
     line: Vec<u8>,
     /// The data of the event that has not ended.
@@ -29,7 +30,7 @@ pub(super) struct Decoder {
 impl Decoder {
     /// Takes bytes off the front of `bytes` up to the end of an event, and gives its data; `None` if
     /// they end before it does.
-    pub(super) fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
+    pub fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
         while !bytes.is_empty() {
             if std::mem::take(&mut self.returned) && bytes.first() == Some(&b'\n') {
                 *bytes = &bytes[1..];
@@ -51,7 +52,7 @@ impl Decoder {
 
     /// The data of an event that the end of the stream has cut: many servers leave out the empty line
     /// behind the last one. Half a message is no message to whoever reads it.
-    pub(super) fn rest(&mut self) -> Option<Vec<u8>> {
+    pub fn rest(&mut self) -> Option<Vec<u8>> {
         if !self.line.is_empty() {
             self.line_ended();
         }
