@@ -17,8 +17,8 @@ use prometheus_client::registry::Registry;
 
 pub use self::{
     conversations::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Fingerprint, Found, Owner,
-        PAGE_BYTES, Page, Reaped, TurnOptions, WATCHED,
+        Active, After, Appended, Begin, Begun, ConversationLog, Found, Owner, PAGE_BYTES, Page,
+        Reaped, TurnOptions, WATCHED,
     },
     embedded::{Embedded, Selection, dump},
     hints::{Hint, Hints},

@@ -21,6 +21,8 @@
 #[path = "../shared/bare.rs"]
 mod bare;
 mod constant;
+#[path = "../shared/corpus.rs"]
+mod corpus;
 #[path = "../shared/environment.rs"]
 mod environment;
 mod frames;

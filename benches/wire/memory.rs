@@ -11,12 +11,12 @@ use std::{
 
 use chatbot::{
     domain::{
-        Change, ConversationDigest, ConversationKey, Event, EventBody, Position, RequestId,
-        Revision, Sequence,
+        Change, ConversationDigest, ConversationKey, EngineKind, Event, EventBody, Position,
+        RequestId, Revision, Sequence,
     },
     store::{
-        Active, After, Appended, Begin, Begun, ConversationLog, Error, Fingerprint, Found, Hint,
-        Hints, KnowledgeLog, Owner, Page, Reaped, TurnOptions, WATCHED,
+        Active, After, Appended, Begin, Begun, ConversationLog, Error, Found, Hint, Hints,
+        KnowledgeLog, Owner, Page, Reaped, TurnOptions, WATCHED,
     },
 };
 use tokio::sync::watch;
@@ -40,6 +40,10 @@ pub(crate) struct Memory {
 struct Shard {
     conversations: HashMap<ConversationDigest, Conversation, BuildHasherDefault<Half>>,
     oldest: VecDeque<ConversationDigest>,
+}
+
+fn options(begin: &Begin, wants_answer: bool) -> Option<(Option<EngineKind>, Option<String>)> {
+    wants_answer.then(|| (begin.options.engine, begin.options.language.clone()))
 }
 
 /// Digests are hashes already: their second half will do.
@@ -73,7 +77,8 @@ struct Conversation {
 #[derive(Debug)]
 struct Request {
     id: RequestId,
-    fingerprint: Fingerprint,
+    /// What makes it the same, beside its message, which is in the log.
+    options: Option<(Option<EngineKind>, Option<String>)>,
     start: Sequence,
     end: Option<Sequence>,
 }
@@ -120,12 +125,17 @@ impl Conversation {
         }
     }
 
+    fn is_same(&self, known: &Request, begin: &Begin, wants_answer: bool) -> bool {
+        let at = usize::try_from(known.start.0).unwrap_or(usize::MAX);
+        let message = at.checked_sub(1).and_then(|at| self.events.get(at)).map(|event| &event.body);
+        matches!(message, Some(EventBody::Posted(message)) if message.text == begin.message.text)
+            && known.options == options(begin, wants_answer)
+    }
+
     /// Where a request is, if it is known.
     fn known(&self, begin: &Begin, wants_answer: bool) -> Result<Option<&Request>, Error> {
         match self.request(begin.message.request) {
-            Some(known) if known.fingerprint != begin.fingerprint(wants_answer) => {
-                Err(Error::Reused)
-            }
+            Some(known) if !self.is_same(known, begin, wants_answer) => Err(Error::Reused),
             known => Ok(known),
         }
     }
@@ -135,8 +145,12 @@ impl Conversation {
         let turn = wants_answer.then_some(request);
         let start = self.add(turn, time, EventBody::Posted(begin.message.clone()));
         let end = (!wants_answer).then_some(start);
-        let fingerprint = begin.fingerprint(wants_answer);
-        self.requests.push(Request { id: request, fingerprint, start, end });
+        self.requests.push(Request {
+            id: request,
+            options: options(begin, wants_answer),
+            start,
+            end,
+        });
         start
     }
 

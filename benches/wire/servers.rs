@@ -103,8 +103,13 @@ impl Server {
         // It reads to the end: a log that nobody reads would stop the server.
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Some((before, address)) = line.split_once("address=") {
-                    let _ = sender.send((before.trim().to_owned(), address.trim().to_owned()));
+                // At the end of its line: others, such as that of a store, have more to tell.
+                let told = line.split_once("address=");
+                let told = told.and_then(|(before, address)| {
+                    Some((before.trim().to_owned(), address.trim().parse::<SocketAddr>().ok()?))
+                });
+                if let Some(told) = told {
+                    let _ = sender.send(told);
                 } else if line.contains("ERROR") {
                     eprintln!("{name}: {line}");
                 }
@@ -114,11 +119,10 @@ impl Server {
         let (mut version, mut address) = told();
         let mut ops = None;
         if version.contains("ops") {
-            ops = Some(address.parse().expect("an address"));
+            ops = Some(address);
             (version, address) = told();
         }
         let started = start.elapsed();
-        let address = address.parse().expect("an address");
         Self { name, child, address, ops, started, version }
     }
 

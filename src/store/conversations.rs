@@ -123,7 +123,7 @@ pub struct Begin {
 impl Begin {
     /// What makes a repetition the same request: a digest of everything but its id and its way here.
     /// A post and the beginning of a turn differ.
-    pub fn fingerprint(&self, wants_answer: bool) -> Fingerprint {
+    pub fn fingerprint(&self, wants_answer: bool) -> String {
         let engine = match self.options.engine {
             None => 0,
             Some(EngineKind::Retrieval) => 1,
@@ -138,17 +138,7 @@ impl Begin {
         context.update(self.message.text.as_bytes());
         let mut half = [0; 16];
         half.copy_from_slice(&context.finish().as_ref()[..16]);
-        Fingerprint(u128::from_be_bytes(half))
-    }
-}
-
-/// What makes a request the same, in 32 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint(u128);
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        format!("{:032x}", u128::from_be_bytes(half))
     }
 }
 

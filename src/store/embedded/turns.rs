@@ -42,7 +42,7 @@ fn claim(
     };
     match tables.request(key.digest(), begin.message.request)? {
         None => Ok(Claim::New(conversation)),
-        Some(known) if known.fingerprint == begin.fingerprint(wants_answer).to_string() => {
+        Some(known) if known.fingerprint == begin.fingerprint(wants_answer) => {
             Ok(Claim::Known(known))
         }
         Some(_) => Err(Error::Reused.into()),
@@ -126,7 +126,7 @@ fn add(
     let body = EventBody::Posted(begin.message.clone());
     let message = tables.log(digest, conversation, turn, body, now)?;
     let request = Request {
-        fingerprint: begin.fingerprint(wants_answer).to_string(),
+        fingerprint: begin.fingerprint(wants_answer),
         start: message.position.sequence,
         end: None,
         options: wants_answer.then(|| begin.options.clone()),

@@ -39,7 +39,7 @@ impl ConversationLog for Redis {
         let message = EventBody::Posted(begin.message.clone());
         let mut tags = vec![random_tag()];
         let mut args = vec![
-            begin.fingerprint(true).to_string(),
+            begin.fingerprint(true),
             turn.to_string(),
             hexadecimal(tags[0]),
             json(&message)?,
@@ -131,7 +131,7 @@ impl ConversationLog for Redis {
         let keys = self.conversation_keys(key);
         let names = with_request(&keys, ["conv", "log", "deltas"], begin.message.request);
         let args = [
-            begin.fingerprint(false).to_string(),
+            begin.fingerprint(false),
             hexadecimal(random_tag()),
             json(&EventBody::Posted(begin.message.clone()))?,
             flag(begin.existing),
