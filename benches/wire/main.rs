@@ -26,6 +26,8 @@ mod environment;
 mod frames;
 mod gates;
 mod load;
+#[path = "../shared/locked.rs"]
+mod locked;
 mod memory;
 mod real;
 mod servers;
