@@ -1,14 +1,15 @@
 //! The service on the wire, against a bare tonic server and a bare grpc-go server of the same contract.
 //!
 //! ```text
-//! cargo bench --features jemalloc --bench wire [-- --rounds 20] [--only NAME]
+//! cargo bench --features jemalloc --bench wire [-- --rounds 20] [--only NAME] [--chart FILE]
 //! cargo bench --features jemalloc --bench wire -- --gates
 //! ```
 //!
 //! All servers are up, on one core, and the load comes from another. Bursts of 0.4 s go to each of them
 //! in random order, round after round; the first round is dropped. Only ratios within a round count,
 //! since other work on the machine comes and goes. The bare server has the profile and the allocator
-//! that it would have without us. `BENCHMARKS.md` has the table, and what it does not cover.
+//! that it would have without us. `--chart` writes a picture of the table as SVG. `BENCHMARKS.md` has the
+//! table, and what it does not cover.
 
 #![expect(
     clippy::print_stdout,
@@ -20,6 +21,7 @@
 
 #[path = "../shared/bare.rs"]
 mod bare;
+mod chart;
 mod constant;
 #[path = "../shared/corpus.rs"]
 mod corpus;
@@ -28,6 +30,8 @@ mod environment;
 mod frames;
 mod gates;
 mod load;
+#[path = "../shared/locked.rs"]
+mod locked;
 mod memory;
 mod real;
 mod servers;
@@ -43,6 +47,7 @@ use chatbot::pb::chatbot::v1::{AskRequest, ChatRequest};
 use prost::Message as _;
 
 use self::{
+    chart::{Figure, Group},
     frames::Headers,
     load::{Load, Outcome, Pace, Request},
     servers::Server,
@@ -112,6 +117,7 @@ fn main() {
     }
     let mut random = Random::seeded();
     let mut number = 0;
+    let mut groups = Vec::new();
     for case in cases().iter().filter(|case| case.name.contains(&only)) {
         let live = matches!(case.pace, Pace::Once(_));
         let rounds = if live { rounds.min(LIVE_ROUNDS) } else { rounds };
@@ -125,11 +131,27 @@ fn main() {
             }
         }
         println!("{table}");
+        groups.push(group(&table, if live { Figure::Cpu } else { Figure::Rate }));
+    }
+    if let Some(file) = value("--chart") {
+        let drawn = chart::draw(&groups).expect("a string takes all");
+        std::fs::write(&file, drawn).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     drop(servers);
     if "real".contains(&only) {
         real::rows(&settings, folder.path());
     }
+}
+
+/// What the chart shows of a load.
+fn group(table: &Table, figure: Figure) -> Group {
+    let of = |sample: &Sample| match figure {
+        Figure::Rate => sample.rate,
+        Figure::Cpu => sample.cpu,
+    };
+    let bars = table.rows.iter().enumerate();
+    let bars = bars.map(|(index, (server, _))| (*server, table.ratio(index, of))).collect();
+    Group { name: table.name, figure, bars }
 }
 
 /// One burst.

@@ -67,6 +67,8 @@ impl Server {
             Kind::Layers => super::SERVE_LAYERS,
         });
         command.args(settings);
+        // As the binary has it.
+        command.env("_RJEM_MALLOC_CONF", "dirty_decay_ms:3000");
         Self::start(name, &mut command)
     }
 

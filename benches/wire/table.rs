@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::servers::Server;
+use super::{locked, servers::Server};
 
 /// What one burst at one server gave.
 #[derive(Debug, Clone, Copy)]
@@ -95,16 +95,7 @@ impl fmt::Display for Table {
 
 /// The machine, and the versions of what is measured, as locked.
 pub(crate) fn versions(servers: &[Server]) -> String {
-    let mut lines = include_str!("../../Cargo.lock").lines();
-    let mut versions = Vec::new();
-    while let Some(line) = lines.next() {
-        let name = line.strip_prefix("name = ").map(|name| name.trim_matches('"'));
-        let wanted = ["h2", "hyper", "tikv-jemallocator", "tokio", "tonic"];
-        if let Some(name) = name.filter(|name| wanted.contains(name)) {
-            let version = lines.next().and_then(|line| line.strip_prefix("version = "));
-            versions.push(format!("{name} {}", version.unwrap_or("?").trim_matches('"')));
-        }
-    }
+    let mut versions = locked::versions();
     let go = servers.iter().find(|server| server.name == "grpc-go");
     versions.extend(go.map(|server| server.version.clone()));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -98,7 +98,7 @@ impl Reason {
 }
 
 /// How connections live.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Terms {
     pub(super) limits: Connections,
     /// Whether HTTP/1.1 is spoken too, for gRPC-Web.
@@ -114,23 +114,26 @@ pub(super) async fn drive<I, S>(
     routes: S,
     activity: Arc<Activity>,
     mut extensions: http::Extensions,
-    terms: Terms,
+    terms: Arc<Terms>,
     spread: f64,
 ) -> Reason
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Routes,
 {
-    let Terms { limits, http1, life, writes } = terms;
-    let (draining, closing) = (life.draining().clone(), life.closing().clone());
-    let drain = life.clone();
+    let Terms { limits, http1, life, writes } = &*terms;
+    let (draining, closing) = (life.draining(), life.closing());
     let heard = Arc::new(Heard::default());
-    let calls =
-        Arc::new(Calls::new(life, Arc::clone(&activity), Arc::clone(&heard), limits.stall_timeout));
+    let calls = Arc::new(Calls::new(
+        life.clone(),
+        Arc::clone(&activity),
+        Arc::clone(&heard),
+        limits.stall_timeout,
+    ));
     extensions.insert(calls.ending.clone());
-    let builder = builder(&calls, &limits, http1);
+    let builder = builder(&calls, limits, *http1);
     let service = Service { routes, calls: Arc::clone(&calls), extensions };
-    let stream = Coalesce::new(stream, writes);
+    let stream = Coalesce::new(stream, writes.clone());
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
     let mut connection = pin!(builder.serve_connection(stream, service));
     let old = Instant::now() + limits.max_age.mul_f64(1.0 + spread / 10.0);
@@ -160,7 +163,7 @@ where
     connection.as_mut().graceful_shutdown();
     let (grace, announced) = match reason {
         // The lifecycle ends this grace, for all connections together.
-        Reason::Drain => (Duration::MAX, drain.time_left().unwrap_or_default()),
+        Reason::Drain => (Duration::MAX, life.time_left().unwrap_or_default()),
         _ => (limits.age_grace, limits.age_grace),
     };
     calls.ending.announce(announced);

@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,7 +40,7 @@ pub struct Server {
     listener: std::net::TcpListener,
     governor: Governor,
     tls: Option<Tls>,
-    terms: Terms,
+    terms: Arc<Terms>,
     metrics: Metrics,
 }
 
@@ -64,7 +65,7 @@ impl Server {
             tls.register(registry);
         }
         let (limits, writes) = (limits.clone(), metrics.writes.clone());
-        let terms = Terms { limits, http1, life: life.clone(), writes };
+        let terms = Arc::new(Terms { limits, http1, life: life.clone(), writes });
         Self { listener, governor, tls, terms, metrics }
     }
 
@@ -127,7 +128,7 @@ impl Server {
                 address,
                 permit,
                 tls: tls.clone(),
-                terms: terms.clone(),
+                terms: Arc::clone(&terms),
                 metrics: metrics.clone(),
                 spread: spread.next(),
             };
@@ -141,49 +142,57 @@ struct Connection {
     address: SocketAddr,
     permit: Permit,
     tls: Option<Tls>,
-    terms: Terms,
+    terms: Arc<Terms>,
     metrics: Metrics,
     spread: f64,
 }
 
 impl Connection {
-    async fn run(self, routes: impl Routes) {
+    /// Its life. What a future takes as arguments and takes apart inside, it keeps twice for as long as
+    /// it lives; so it is taken apart here, since idle connections are many.
+    fn run(self, routes: impl Routes) -> impl Future<Output = ()> + Send {
         let Self { stream, address, permit, tls, terms, metrics, spread } = self;
-        if let Err(error) = prepare(&stream) {
-            // Such as a peer that is gone already.
-            debug!(%error, peer = %address, "socket options were refused");
-        }
-        let activity = permit.activity().clone();
-        let mut extensions = http::Extensions::new();
-        let reason = match tls {
-            None => Box::pin(drive(stream, routes, activity, extensions, terms, spread)).await,
-            Some(tls) => {
-                let draining = terms.life.draining().clone();
-                let handshake = tokio::select! {
-                    biased;
-                    () = draining.cancelled() => return metrics.closed(Reason::Drain),
-                    handshake = tls.accept(stream, terms.limits.preface_timeout) => handshake,
-                };
-                match handshake {
-                    Ok(stream) => {
-                        let chain = stream.get_ref().1.peer_certificates();
-                        if let Some(certificate) = chain.and_then(<[_]>::first) {
-                            extensions.insert(PeerCertificate(certificate.as_ref().into()));
+        async move {
+            if let Err(error) = prepare(&stream) {
+                // Such as a peer that is gone already.
+                debug!(%error, peer = %address, "socket options were refused");
+            }
+            let activity = permit.activity().clone();
+            let mut extensions = http::Extensions::new();
+            let reason = match tls {
+                None => Box::pin(drive(stream, routes, activity, extensions, terms, spread)).await,
+                Some(tls) => {
+                    // In a box of its own, which is gone after it: it takes four kilobytes.
+                    let shake_hands = Box::pin(tls.accept(stream, terms.limits.preface_timeout));
+                    let handshake = tokio::select! {
+                        biased;
+                        () = terms.life.draining().cancelled() => {
+                            return metrics.closed(Reason::Drain);
                         }
-                        Box::pin(drive(stream, routes, activity, extensions, terms, spread)).await
-                    }
-                    Err(error) => {
-                        debug!(%error, peer = %address, "TLS handshake failed");
-                        metrics.handshakes_failed.inc();
-                        Reason::Handshake
+                        handshake = shake_hands => handshake,
+                    };
+                    match handshake {
+                        Ok(stream) => {
+                            let chain = stream.get_ref().1.peer_certificates();
+                            if let Some(certificate) = chain.and_then(<[_]>::first) {
+                                extensions.insert(PeerCertificate(certificate.as_ref().into()));
+                            }
+                            let driver = drive(stream, routes, activity, extensions, terms, spread);
+                            Box::pin(driver).await
+                        }
+                        Err(error) => {
+                            debug!(%error, peer = %address, "TLS handshake failed");
+                            metrics.handshakes_failed.inc();
+                            Reason::Handshake
+                        }
                     }
                 }
-            }
-        };
-        // The socket is closed by now, so its descriptor is free when the permit is.
-        drop(permit);
-        metrics.closed(reason);
-        debug!(peer = %address, reason = reason.name(), "connection ended");
+            };
+            // The socket is closed by now, so its descriptor is free when the permit is.
+            drop(permit);
+            metrics.closed(reason);
+            debug!(peer = %address, reason = reason.name(), "connection ended");
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub enum Error {
 /// Takes TLS connections; clones share the certificate.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    files: config::Tls,
+    files: Arc<config::Tls>,
     /// Whether HTTP/1.1 is offered too, for gRPC-Web.
     http1: bool,
     current: Arc<RwLock<Current>>,
@@ -93,7 +93,7 @@ impl Tls {
     pub fn load(files: &config::Tls, http1: bool) -> Result<Self, Error> {
         let current = Arc::new(RwLock::new(load(files, http1)?));
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        Ok(Self { files: files.clone(), http1, current, handshakes })
+        Ok(Self { files: Arc::new(files.clone()), http1, current, handshakes })
     }
 
     /// Reads the files again; connections from now on use what they hold. If they cannot be used, the
@@ -113,12 +113,13 @@ impl Tls {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Shakes hands, in at most `limit`.
+    /// Shakes hands, in at most `limit`. The stream is in a box: it has more than a kilobyte, which
+    /// would be there again for each step that it is handed on by.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
         limit: Duration,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    ) -> io::Result<Box<TlsStream<TcpStream>>> {
         let shake_hands = async {
             // Waiting for the peer's hello holds no slot, or a few silent peers would hold all.
             let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -133,9 +134,10 @@ impl Tls {
                 Poll::Pending => rest.await,
             }
         };
-        tokio::time::timeout(limit, shake_hands).await.unwrap_or_else(|_| {
+        let stream = tokio::time::timeout(limit, shake_hands).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long"))
-        })
+        });
+        stream.map(Box::new)
     }
 }
 
