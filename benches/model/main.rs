@@ -2,7 +2,7 @@
 //! thousand answers at a time.
 //!
 //! ```text
-//! cargo bench --features jemalloc --bench model [-- [--seconds N] [--overload]]
+//! cargo bench --features jemalloc --bench model [-- [--seconds N] [--streams | --overload]]
 //! ```
 //!
 //! The upstream is scripted (`upstream.rs`) and a process of its own, and so is each service: the
@@ -22,8 +22,9 @@
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
 //!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
 //!   one processor does less than a tenth of it.
-//! * **overload** (`overload.rs`): ten times as many clients as there are slots; `--overload` measures
-//!   nothing else.
+//! * **overload** (`overload.rs`): ten times as many clients as there are slots.
+//!
+//! `--streams` and `--overload` measure nothing else.
 
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a program for a terminal")]
 
@@ -96,6 +97,9 @@ fn main() {
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let field = Field::set(folder.path()).await;
+        if std::env::args().any(|argument| argument == "--streams") {
+            return streams(&field, time).await;
+        }
         first_texts(&field, time).await;
         costs(&field, time).await;
         streams(&field, time).await;
