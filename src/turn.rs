@@ -165,6 +165,15 @@ pub struct Attached {
     pub logged: Vec<Event>,
 }
 
+/// What a turn that is run begins with.
+struct Opening {
+    /// Where its message is, and what that says.
+    start: Sequence,
+    text: String,
+    /// What its beginning has just logged, if that was here.
+    logged: Vec<Event>,
+}
+
 impl Turns {
     /// Turns in `log`, answered by `engines`.
     pub fn new(
@@ -256,17 +265,16 @@ impl Turns {
         }
     }
 
-    /// Runs the turn in a task of its own. `logged` is what its beginning has just logged, if it was here.
+    /// Runs the turn in a task of its own.
     fn run(
         &self,
         owner: Owner,
-        start: Sequence,
-        logged: &[Event],
-        text: String,
+        opening: Opening,
         options: &TurnOptions,
         slot: Option<Slot>,
         attempt: Option<Attempt>,
     ) {
+        let Opening { start, text, logged } = opening;
         let slot = slot.map(Slot::runs);
         let kind = self.kind(options);
         let engine = self.0.engines.get(kind).cloned();

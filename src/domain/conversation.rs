@@ -131,7 +131,7 @@ impl Position {
 }
 
 /// A number that no other event has, in all likelihood. A tag has to differ and is no secret, and the
-/// system's own random numbers cost more than all else that is done for an event: SplitMix64 (Steele, Lea
+/// system's own random numbers cost more than all else that is done for an event: `SplitMix64` (Steele, Lea
 /// and Flood, 2014), for each thread from a random number of the system.
 fn random() -> u64 {
     thread_local! {

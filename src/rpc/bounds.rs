@@ -228,7 +228,7 @@ impl http_body::Body for Bounded {
             Some(status) => status,
             None => match this.body.as_mut().poll_frame(context) {
                 Poll::Pending => ready!(Pin::new(end).poll(context)),
-                frame => return frame,
+                frame @ Poll::Ready(_) => return frame,
             },
         };
         *this.end = None;

@@ -105,6 +105,11 @@ impl Hint {
         let _ = self.receiver.changed().await;
     }
 
+    /// How often the conversation has grown, or may have, since the first subscription.
+    pub fn grown(&self) -> u64 {
+        self.receiver.borrow().grown
+    }
+
     /// How often the turn was asked to stop, or may have been, since the first subscription.
     pub fn cancels(&self) -> u64 {
         self.receiver.borrow().cancels

@@ -3,7 +3,7 @@
 use tokio::time::{Instant, sleep};
 
 use super::{
-    AFTER_ALL, Attached, Error, Inner, LOOK, OnBusy, PATIENCE, Turns, admission::Slot,
+    AFTER_ALL, Attached, Error, Inner, LOOK, OnBusy, Opening, PATIENCE, Turns, admission::Slot,
     metrics::Outcome, run::at_once,
 };
 use crate::{
@@ -160,7 +160,8 @@ impl Turns {
             let end = answer.as_ref().and_then(|answer| answer.last());
             let Some(outcome) = end.map(Outcome::of) else {
                 let text = begin.message.text.clone();
-                self.run(owner, start, &logged, text, options, admitted.slot, attempt);
+                let opening = Opening { start, text, logged: logged.clone() };
+                self.run(owner, opening, options, admitted.slot, attempt);
                 return Ok(Attached { turn, start, end: None, logged });
             };
             self.0.metrics.first_delta.observe(started.elapsed().as_secs_f64());

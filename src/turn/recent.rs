@@ -39,8 +39,9 @@ struct Log {
     before: (Sequence, Option<u64>),
     events: VecDeque<Event>,
     bytes: usize,
-    /// Appends whose outcome is not known.
+    /// Appends whose outcome is not known, and those that have logged something.
     coming: usize,
+    appends: u64,
 }
 
 /// What is known here of what comes after a position.
@@ -50,6 +51,8 @@ pub(super) enum Known {
     Events(Vec<Event>, bool),
     /// Nothing yet, but something is on its way into the log.
     Coming,
+    /// All that was logged here comes before.
+    All,
     /// Nothing: the store may know.
     Nothing,
 }
@@ -78,6 +81,7 @@ impl Recent {
     fn add(&self, events: Vec<Event>, appends: usize) {
         let mut log = self.lock();
         log.coming -= appends;
+        log.appends += u64::from(appends > 0 && !events.is_empty());
         for event in events {
             log.add(event);
         }
@@ -85,16 +89,22 @@ impl Recent {
         self.0.grown.send_replace(());
     }
 
-    /// At most `most` events after a position.
-    pub(super) fn after(&self, after: After, most: usize) -> Known {
+    /// At most `most` events after a position; and how many appends have been logged here so far.
+    pub(super) fn after(&self, after: After, most: usize) -> (Known, u64) {
         let log = self.lock();
-        let Some(known) = log.index_after(after) else { return Known::Nothing };
+        let Some(known) = log.index_after(after) else { return (Known::Nothing, log.appends) };
         let rest = log.events.len() - known;
-        if rest > 0 {
+        let known = if rest > 0 {
             let events = log.events.iter().skip(known).take(most).cloned().collect();
-            return Known::Events(events, rest > most);
-        }
-        if log.coming > 0 { Known::Coming } else { Known::Nothing }
+            Known::Events(events, rest > most)
+        } else if log.coming > 0 {
+            Known::Coming
+        } else if log.events.is_empty() {
+            Known::Nothing
+        } else {
+            Known::All
+        };
+        (known, log.appends)
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
@@ -182,6 +192,10 @@ mod tests {
         After::Position(event(place, "").position)
     }
 
+    fn after(recent: &Recent, after: After, most: usize) -> Known {
+        recent.after(after, most).0
+    }
+
     fn places(known: Known) -> Vec<u64> {
         let Known::Events(events, _) = known else { panic!("{known:?}") };
         events.iter().map(|event| event.position.sequence.0).collect()
@@ -190,13 +204,13 @@ mod tests {
     #[test]
     fn what_was_logged_is_read_from_any_place_in_it_and_from_no_other() {
         let recent = Recent::default();
-        assert_eq!(recent.after(After::Sequence(Sequence(0)), 10), Known::Nothing);
+        assert_eq!(after(&recent, After::Sequence(Sequence(0)), 10), Known::Nothing);
         recent.logged(vec![event(5, "a"), event(6, "b"), event(7, "c")]);
-        assert_eq!(places(recent.after(After::Sequence(Sequence(4)), 10)), [5, 6, 7]);
-        assert_eq!(places(recent.after(at(5), 1)), [6]);
-        assert!(matches!(recent.after(at(5), 1), Known::Events(_, true)));
-        assert!(matches!(recent.after(at(5), 2), Known::Events(_, false)));
-        assert_eq!(recent.after(at(7), 10), Known::Nothing);
+        assert_eq!(places(after(&recent, After::Sequence(Sequence(4)), 10)), [5, 6, 7]);
+        assert_eq!(places(after(&recent, at(5), 1)), [6]);
+        assert!(matches!(after(&recent, at(5), 1), Known::Events(_, true)));
+        assert!(matches!(after(&recent, at(5), 2), Known::Events(_, false)));
+        assert_eq!(after(&recent, at(7), 10), Known::All);
         // Before it, behind it, and under another tag, as after a loss.
         for unknown in [
             After::Sequence(Sequence(3)),
@@ -204,7 +218,7 @@ mod tests {
             at(4),
             After::Position(Position { sequence: Sequence(6), tag: 1 }),
         ] {
-            assert_eq!(recent.after(unknown, 10), Known::Nothing, "{unknown:?}");
+            assert_eq!(after(&recent, unknown, 10), Known::Nothing, "{unknown:?}");
         }
     }
 
@@ -213,10 +227,10 @@ mod tests {
         let recent = Recent::default();
         recent.logged(vec![event(1, "a")]);
         recent.logged(vec![event(3, "c")]);
-        assert_eq!(recent.after(at(1), 10), Known::Nothing);
+        assert_eq!(after(&recent, at(1), 10), Known::Nothing);
         // The store has read 2 to the reader; its tag is not known here.
-        assert_eq!(recent.after(at(2), 10), Known::Nothing);
-        assert_eq!(places(recent.after(After::Sequence(Sequence(2)), 10)), [3]);
+        assert_eq!(after(&recent, at(2), 10), Known::Nothing);
+        assert_eq!(places(after(&recent, After::Sequence(Sequence(2)), 10)), [3]);
     }
 
     #[test]
@@ -225,12 +239,14 @@ mod tests {
         recent.logged(vec![event(1, "a")]);
         let mut grown = recent.subscribe();
         let coming = recent.coming();
-        assert_eq!(recent.after(at(1), 10), Known::Coming);
+        assert_eq!(after(&recent, at(1), 10), Known::Coming);
         assert!(!grown.has_changed().expect("it lives"));
         drop(coming);
         assert!(grown.has_changed().expect("it lives"));
         grown.mark_unchanged();
-        assert_eq!(recent.after(at(1), 10), Known::Nothing);
+        assert_eq!(recent.after(at(1), 10), (Known::All, 0));
+        recent.coming().logged(vec![event(2, "b")]);
+        assert!(matches!(recent.after(at(1), 10), (Known::Events(..), 1)));
     }
 
     #[test]
@@ -240,10 +256,10 @@ mod tests {
         for place in 1..=most + 10 {
             recent.logged(vec![event(place, "a")]);
         }
-        assert_eq!(recent.after(at(9), 1), Known::Nothing);
-        assert_eq!(places(recent.after(at(10), 1)), [11]);
+        assert_eq!(after(&recent, at(9), 1), Known::Nothing);
+        assert_eq!(places(after(&recent, at(10), 1)), [11]);
         recent.logged(vec![event(most + 11, &"x".repeat(KEPT_BYTES))]);
         assert_eq!(recent.lock().events.len(), 1);
-        assert_eq!(places(recent.after(at(most + 10), 1)), [most + 11]);
+        assert_eq!(places(after(&recent, at(most + 10), 1)), [most + 11]);
     }
 }

@@ -128,10 +128,10 @@ enum Verdict {
 }
 
 impl Generation {
-    pub(super) fn new(turns: Turns, owner: Owner, logged: &[Event]) -> Self {
+    pub(super) fn new(turns: Turns, owner: Owner, logged: Vec<Event>) -> Self {
         let hint = Some(turns.0.log.hint(&owner.key));
         let watched = turns.0.watchers.runs(owner.key.digest());
-        watched.recent().logged(logged.to_vec());
+        watched.recent().logged(logged);
         turns.0.metrics.running.inc();
         Self {
             turns,
@@ -266,21 +266,28 @@ impl Generation {
             }
             if ask_the_log {
                 renewal = Instant::now() + terms.lease / 3;
-                match self.append(&[]).await {
-                    Some(Stored::Yes { watched }) => {
-                        if watched && alone.is_some() {
-                            // The mark lasts for seconds; there is no use in looking sooner.
-                            alone = Some(renewal);
-                        } else if abandoned.is_some_and(|then| then <= Instant::now()) {
-                            info!(turn = %self.owner.turn, "nobody reads the turn, stopping it");
-                            return Verdict::End(self.stopped());
-                        }
-                    }
-                    Some(Stored::Cancelled) => return Verdict::End(self.stopped()),
-                    Some(Stored::Fenced) => return self.fenced(),
-                    None => return Verdict::Lost,
+                let watched = match self.renew().await {
+                    Ok(watched) => watched,
+                    Err(verdict) => return verdict,
+                };
+                if watched && alone.is_some() {
+                    // The mark lasts for seconds; there is no use in looking sooner.
+                    alone = Some(renewal);
+                } else if abandoned.is_some_and(|then| then <= Instant::now()) {
+                    info!(turn = %self.owner.turn, "nobody reads the turn, stopping it");
+                    return Verdict::End(self.stopped());
                 }
             }
+        }
+    }
+
+    /// Renews the lease, and hears whether somebody reads at another replica, or the verdict.
+    async fn renew(&mut self) -> Result<bool, Verdict> {
+        match self.append(&[]).await {
+            Some(Stored::Yes { watched }) => Ok(watched),
+            Some(Stored::Cancelled) => Err(Verdict::End(self.stopped())),
+            Some(Stored::Fenced) => Err(self.fenced()),
+            None => Err(Verdict::Lost),
         }
     }
 
@@ -291,7 +298,8 @@ impl Generation {
 
     /// When text is logged next: the first at once, then in the beat of all turns.
     fn beat(&self) -> Instant {
-        self.logged.map_or(self.started, |logged| self.turns.0.tick.after(logged))
+        let conversation = self.owner.key.digest();
+        self.logged.map_or(self.started, |logged| self.turns.0.tick.after(logged, conversation))
     }
 
     /// Takes a piece and all that are ready behind it, up to what one append takes; returns the turn's end

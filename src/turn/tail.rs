@@ -30,6 +30,8 @@ pub struct Tail {
     key: ConversationKey,
     after: After,
     hint: Hint,
+    /// Hints, and appends of this replica, up to the last look.
+    heard: (u64, u64),
     /// All was read: there is nothing to look for before a hint, or until it is time to look without.
     caught_up: bool,
     idle: bool,
@@ -52,13 +54,15 @@ pub struct Tail {
 impl Tail {
     pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
         let hint = turns.0.log.hint(key);
-        let guard = turns.0.watchers.reads(key.digest());
+        let mut guard = turns.0.watchers.reads(key.digest());
+        let heard = (hint.grown(), guard.recent(after, 0).1);
         let looked = Instant::now();
         Self {
             turns,
             key: key.clone(),
             after,
             hint,
+            heard,
             caught_up: false,
             idle: false,
             down: None,
@@ -100,20 +104,34 @@ impl Tail {
     /// come to rest. Waits some seconds for a store that is down.
     pub async fn next(&mut self) -> Result<Vec<Event>, Error> {
         loop {
-            let mut late = false;
+            let mut woken = false;
             if self.caught_up {
-                late = self.wait().await;
+                woken = !self.wait().await;
                 // Before the read: if that is dropped, the hint must not be lost.
                 self.caught_up = false;
             }
-            match self.guard.recent(self.after, PAGE) {
-                Known::Events(events, more) => return Ok(self.take(events, more).await),
+            // In this order: for each append of this replica there is a hint first.
+            let hints = self.hint.grown();
+            let (known, appends) = self.guard.recent(self.after, PAGE);
+            // More hints than that are somebody else's, such as a message from another replica.
+            let own = hints - self.heard.0 <= appends - self.heard.1;
+            match known {
+                Known::Events(events, more) => {
+                    let events = self.take(events, more || !own).await;
+                    self.heard = (hints, appends);
+                    return Ok(events);
+                }
                 // Its owner is about to tell, and the store would tell the same with more effort.
-                Known::Coming if !late => {
+                Known::Coming if woken => {
                     self.caught_up = true;
                     continue;
                 }
-                Known::Coming | Known::Nothing => {}
+                Known::All if woken && own => {
+                    self.heard = (hints, appends);
+                    self.caught_up = true;
+                    continue;
+                }
+                Known::Coming | Known::All | Known::Nothing => self.heard = (hints, appends),
             }
             if let Some(Page { events, active, more }) = self.read().await? {
                 let newest = active.map(|active| active.turn);

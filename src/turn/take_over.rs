@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tracing::{Instrument as _, Span, info, warn};
 
-use super::{ATTEMPTS, Error, PAGE, Turns, metrics::Outcome, stopped};
+use super::{ATTEMPTS, Error, Opening, PAGE, Turns, metrics::Outcome, stopped};
 use crate::{
     domain::{ConversationKey, EventBody, Failure, FailureReason, RequestId, Sequence},
     store::{After, Appended, Page, Reaped, TurnOptions},
@@ -38,7 +38,8 @@ impl Turns {
             Some(text) if !visible && attempt <= ATTEMPTS => {
                 // It was admitted once. Without a free slot it runs beyond them, rather than not at all.
                 let slot = self.0.admission.free_slot();
-                self.run(owner, start, &[], text, &options, slot, traced);
+                let opening = Opening { start, text, logged: Vec::new() };
+                self.run(owner, opening, &options, slot, traced);
                 return Ok(());
             }
             _ => failed(FailureReason::Interrupted, partial),

@@ -1,17 +1,22 @@
 //! The beat in which text is logged.
 //!
 //! A reader cannot see the difference between text that comes each 20 ms and each 50, but every event
-//! costs a write to the log, a wake-up and a message. So pieces are gathered, and all turns of a replica
+//! costs a write to the log, a wake-up and a message. So pieces are gathered, and the turns of a replica
 //! log theirs in the same beat: appends reach the store together, where they share a commit or a round
-//! trip, and the events of all streams of a connection share its writes. The first piece of an answer waits
+//! trip, and the events of all streams of a connection share its writes. A few parts of the turns take
+//! turns within the beat: a thousand at once would wait for each other. The first piece of an answer waits
 //! for nothing.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From one beat to the next.
-pub(super) const BEAT: Duration = Duration::from_millis(50);
+use crate::domain::ConversationDigest;
+
+/// From one beat of a turn to its next.
+const BEAT: Duration = Duration::from_millis(50);
+/// Parts of the turns.
+const PARTS: u8 = 4;
 
 /// The beats of a replica.
 #[derive(Debug)]
@@ -24,12 +29,14 @@ impl Tick {
         Self { origin: Instant::now() }
     }
 
-    /// The first beat after `time`.
-    pub(super) fn after(&self, time: Instant) -> Instant {
-        let since = time.saturating_duration_since(self.origin);
+    /// The first beat after `time` of a conversation's turns.
+    pub(super) fn after(&self, time: Instant, conversation: ConversationDigest) -> Instant {
+        let [.., last] = conversation.0;
+        let first = self.origin + BEAT / u32::from(PARTS) * u32::from(last % PARTS);
+        let Some(since) = time.checked_duration_since(first) else { return first };
         let beats = since.as_nanos() / BEAT.as_nanos() + 1;
         // More than fits are years.
-        self.origin + BEAT.saturating_mul(u32::try_from(beats).unwrap_or(u32::MAX))
+        first + BEAT.saturating_mul(u32::try_from(beats).unwrap_or(u32::MAX))
     }
 }
 
@@ -38,12 +45,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn all_turns_share_the_beat_and_none_waits_longer_than_one() {
+    async fn turns_share_beats_and_none_waits_longer_than_one() {
         let tick = Tick::new();
         let origin = Instant::now();
-        for (time, beat) in [(0, 50), (1, 50), (49, 50), (50, 100), (99, 100), (100_049, 100_050)] {
-            let [time, beat] = [time, beat].map(|millis| origin + Duration::from_millis(millis));
-            assert_eq!(tick.after(time), beat);
+        let after = |micros, part| {
+            let time = origin + Duration::from_micros(micros);
+            let mut digest = [7; 16];
+            digest[15] = part;
+            let beat = tick.after(time, ConversationDigest(digest));
+            assert!(beat > time && beat <= time + BEAT, "{micros}, {part}");
+            beat - origin
+        };
+        let mut beats = std::collections::HashSet::new();
+        for micros in (1..1_000_000).step_by(777) {
+            beats.extend((0..=u8::MAX).map(|part| after(micros, part)));
         }
+        assert!(beats.len() <= 21 * usize::from(PARTS), "{}", beats.len());
+        assert_eq!(after(49_999, 0), BEAT);
+        assert_eq!(after(50_000, PARTS), BEAT * 2);
     }
 }

@@ -88,8 +88,8 @@ impl Watchers {
 }
 
 impl ReaderGuard {
-    /// What was logged here after a position, at most `most` events.
-    pub(super) fn recent(&mut self, after: After, most: usize) -> Known {
+    /// What was logged here after a position, at most `most` events; and how many appends have been so far.
+    pub(super) fn recent(&mut self, after: After, most: usize) -> (Known, u64) {
         // First, so that what is logged meanwhile is heard of.
         self.grown.mark_unchanged();
         self.recent.after(after, most)
