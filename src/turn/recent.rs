@@ -107,6 +107,17 @@ impl Recent {
         (known, log.appends)
     }
 
+    /// The turn is over and a reader has all of it: who joins a conversation for hours should not hold its
+    /// last answer as long. Whoever is behind reads the store.
+    pub(super) fn forget(&self) {
+        let mut log = self.lock();
+        if let Some(last) = log.events.back() {
+            log.before = (last.position.sequence, Some(last.position.tag));
+        }
+        log.events = VecDeque::new();
+        log.bytes = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Log> {
         self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,8 +127,8 @@ impl Log {
     fn add(&mut self, event: Event) {
         let place = event.position.sequence.0;
         let last = self.events.back().map_or(self.before.0, |last| last.position.sequence);
-        if place != last.0 + 1 || self.events.is_empty() {
-            // Somebody else has logged something in between, or this is the first.
+        if place != last.0 + 1 {
+            // Somebody else has logged something in between.
             self.events.clear();
             self.bytes = 0;
             self.before = (Sequence(place.saturating_sub(1)), None);
@@ -247,6 +258,17 @@ mod tests {
         assert_eq!(recent.after(at(1), 10), (Known::All, 0));
         recent.coming().logged(vec![event(2, "b")]);
         assert!(matches!(recent.after(at(1), 10), (Known::Events(..), 1)));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_the_stores_and_what_follows_is_not() {
+        let recent = Recent::default();
+        recent.logged(vec![event(1, "a"), event(2, "b")]);
+        recent.forget();
+        assert_eq!(after(&recent, at(1), 10), Known::Nothing);
+        assert_eq!(after(&recent, at(2), 10), Known::Nothing);
+        recent.logged(vec![event(3, "c")]);
+        assert_eq!(places(after(&recent, at(2), 10)), [3]);
     }
 
     #[test]

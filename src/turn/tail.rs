@@ -178,7 +178,11 @@ impl Tail {
         self.looked = Instant::now();
         self.idle = false;
         // What comes after an end, the store knows.
-        self.caught_up = !more && !last.body.is_terminal();
+        let ended = last.body.is_terminal();
+        if ended && !more {
+            self.guard.forget_recent();
+        }
+        self.caught_up = !more && !ended;
         events
     }
 

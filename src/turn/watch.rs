@@ -95,6 +95,11 @@ impl ReaderGuard {
         self.recent.after(after, most)
     }
 
+    /// Its turn is over, and this reader has all of it.
+    pub(super) fn forget_recent(&self) {
+        self.recent.forget();
+    }
+
     /// Ends when more was logged here since the last look.
     pub(super) async fn grown(&mut self) {
         // The sender lives as long as this guard.
