@@ -1,8 +1,9 @@
 //! Turns: one request and its answer, from the claim of its id to its last event.
 //!
 //! A turn outlives whoever asked for it. The call that begins one claims the request in the log and
-//! hands the generation to a task of its own (`turn/run.rs`); from then on it only reads the log
-//! (`turn/tail.rs`), as every other reader does, here or on another replica. Nothing is shown that the log
+//! hands the generation to a task of its own (`turn/run.rs`), unless the answer is there at once and logged
+//! with the claim; from then on it only reads the log (`turn/tail.rs`), as every other reader does, here or
+//! on another replica. Nothing is shown that the log
 //! has not acknowledged. A turn whose owner died is taken over by whoever reads it next: it is run
 //! again if nobody can have seen anything of it, and ends as interrupted otherwise; an answer is
 //! never generated a second time under text that a user has read.

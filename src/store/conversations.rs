@@ -41,7 +41,7 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
 
     /// As `begin`, and in the same step as an `append` of `answer`, whose last event has to be terminal:
     /// for a turn whose answer is there at once. Such a turn is over when it is new; nobody can take it
-    /// over, and what its owner appends is fenced. Without events it is `begin`.
+    /// over, and what its owner appends beyond it is fenced. Without events it is `begin`.
     async fn begin_with(
         &self,
         key: &ConversationKey,

@@ -105,9 +105,10 @@ impl Hint {
         let _ = self.receiver.changed().await;
     }
 
-    /// How often the conversation has grown, or may have, since the first subscription.
-    pub fn grown(&self) -> u64 {
-        self.receiver.borrow().grown
+    /// How many hints there were since the first subscription.
+    pub fn count(&self) -> u64 {
+        let Count { grown, cancels } = *self.receiver.borrow();
+        grown + cancels
     }
 
     /// How often the turn was asked to stop, or may have been, since the first subscription.

@@ -55,7 +55,7 @@ impl Turns {
             return Ok(());
         }
         let deadline = self.others_end();
-        let mut hint = log.hint(key);
+        let (mut hint, mut asked) = (log.hint(key), None);
         loop {
             let running = match log.read(key, AFTER_ALL, 1, false).await {
                 Ok(Page { active: Some(running), .. }) => running,
@@ -65,23 +65,27 @@ impl Turns {
             if Instant::now() >= deadline {
                 return Err(Error::InProgress(running.turn));
             }
-            self.make_way(key, running, &mut hint).await?;
+            self.make_way(key, running, &mut hint, &mut asked).await?;
         }
     }
 
-    /// Has a turn that is in the way end, and waits until that may be so.
+    /// Has a turn that is in the way end, and waits until that may be so. `asked` is who was asked to.
     async fn make_way(
         &self,
         key: &ConversationKey,
         running: Active,
         hint: &mut Hint,
+        asked: &mut Option<RequestId>,
     ) -> Result<(), Error> {
         if running.orphaned {
             return self.take_over(key).await;
         }
-        match self.0.log.cancel(key, running.turn).await {
-            Ok(()) | Err(store::Error::NotFound) => {}
-            Err(error) => return Err(error.into()),
+        // Once: it is kept, and is a hint to whoever asks, too.
+        if asked.replace(running.turn) != Some(running.turn) {
+            match self.0.log.cancel(key, running.turn).await {
+                Ok(()) | Err(store::Error::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         tokio::select! {
             () = hint.changed() => {}
@@ -137,7 +141,7 @@ impl Turns {
         Err(refusal.into())
     }
 
-    /// Claims, and gives back what a request was admitted with if it begins nothing.
+    /// Claims, and gives back what a request was admitted with if it begins nothing and has cost nothing.
     async fn claim(
         &self,
         key: &ConversationKey,
@@ -150,6 +154,7 @@ impl Turns {
         // Before the claim, so that one step logs the whole turn. For a request that is known that is for
         // nothing, but it costs a search, and a second step would cost each turn one.
         let answer = if admitted.counted { self.at_once(begin) } else { None };
+        let took = started.elapsed();
         let outcome = self.claimed(key, begin, answer.as_deref().unwrap_or_default(), busy).await;
         if let Ok(Begun::New { owner, start, logged }) = outcome {
             let options = &begin.options;
@@ -164,7 +169,9 @@ impl Turns {
                 self.run(owner, opening, options, admitted.slot, attempt);
                 return Ok(Attached { turn, start, end: None, logged });
             };
-            self.0.metrics.first_delta.observe(started.elapsed().as_secs_f64());
+            if answer.iter().flatten().any(|event| matches!(event, EventBody::Delta(_))) {
+                self.0.metrics.first_delta.observe(took.as_secs_f64());
+            }
             self.0.metrics.ended(outcome);
             if let Some(attempt) = attempt {
                 attempt.ended(outcome.name(), outcome.is_failure());
@@ -172,7 +179,8 @@ impl Turns {
             let end = logged.last().map(|end| end.position.sequence);
             return Ok(Attached { turn, start, end, logged });
         }
-        if admitted.counted {
+        // A search has been made for its turn.
+        if admitted.counted && answer.is_none() {
             self.0.admission.give_back(key.principal());
         }
         match outcome? {
@@ -211,15 +219,15 @@ impl Turns {
             if !(orphaned || busy == OnBusy::Interrupt) {
                 return Ok(outcome);
             }
-            let Some((hint, deadline)) = &mut waiting else {
+            let Some((hint, asked, deadline)) = &mut waiting else {
                 // The turn may have ended before anybody waits for that: look once more.
-                waiting = Some((self.0.log.hint(key), self.others_end()));
+                waiting = Some((self.0.log.hint(key), None, self.others_end()));
                 continue;
             };
             if Instant::now() >= *deadline {
                 return Ok(outcome);
             }
-            self.make_way(key, Active { turn: running, orphaned }, hint).await?;
+            self.make_way(key, Active { turn: running, orphaned }, hint, asked).await?;
         }
     }
 }

@@ -89,10 +89,12 @@ impl Recent {
         self.0.grown.send_replace(());
     }
 
-    /// At most `most` events after a position; and how many appends have been logged here so far.
-    pub(super) fn after(&self, after: After, most: usize) -> (Known, u64) {
+    /// At most `most` events after a position; and how many appends have been logged here so far, if none
+    /// is on its way.
+    pub(super) fn after(&self, after: After, most: usize) -> (Known, Option<u64>) {
         let log = self.lock();
-        let Some(known) = log.index_after(after) else { return (Known::Nothing, log.appends) };
+        let appends = (log.coming == 0).then_some(log.appends);
+        let Some(known) = log.index_after(after) else { return (Known::Nothing, appends) };
         let rest = log.events.len() - known;
         let known = if rest > 0 {
             let events = log.events.iter().skip(known).take(most).cloned().collect();
@@ -104,7 +106,7 @@ impl Recent {
         } else {
             Known::All
         };
-        (known, log.appends)
+        (known, appends)
     }
 
     /// The turn is over and a reader has all of it: who joins a conversation for hours should not hold its
@@ -116,6 +118,19 @@ impl Recent {
         }
         log.events = VecDeque::new();
         log.bytes = 0;
+    }
+
+    /// The store has lost events, maybe these.
+    pub(super) fn lost(&self) {
+        let mut log = self.lock();
+        log.before = (Sequence(0), None);
+        log.events = VecDeque::new();
+        log.bytes = 0;
+    }
+
+    /// Whether something was logged here around this position.
+    pub(super) fn knows(&self, after: After) -> bool {
+        self.lock().index_after(after).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
@@ -255,9 +270,9 @@ mod tests {
         drop(coming);
         assert!(grown.has_changed().expect("it lives"));
         grown.mark_unchanged();
-        assert_eq!(recent.after(at(1), 10), (Known::All, 0));
+        assert_eq!(recent.after(at(1), 10), (Known::All, Some(0)));
         recent.coming().logged(vec![event(2, "b")]);
-        assert!(matches!(recent.after(at(1), 10), (Known::Events(..), 1)));
+        assert!(matches!(recent.after(at(1), 10), (Known::Events(..), Some(1))));
     }
 
     #[test]
@@ -269,6 +284,10 @@ mod tests {
         assert_eq!(after(&recent, at(2), 10), Known::Nothing);
         recent.logged(vec![event(3, "c")]);
         assert_eq!(places(after(&recent, at(2), 10)), [3]);
+        // After a loss nothing is joined to what was before it.
+        recent.lost();
+        recent.logged(vec![event(4, "d")]);
+        assert_eq!(after(&recent, at(3), 10), Known::Nothing);
     }
 
     #[test]

@@ -296,7 +296,7 @@ impl Generation {
         !self.ready.is_empty() || !self.pending.is_empty()
     }
 
-    /// When text is logged next: the first at once, then in the beat of all turns.
+    /// When text is logged next: the first at once, then in the beat.
     fn beat(&self) -> Instant {
         let conversation = self.owner.key.digest();
         self.logged.map_or(self.started, |logged| self.turns.0.tick.after(logged, conversation))
@@ -430,6 +430,8 @@ impl Generation {
     }
 
     fn fenced(&self) -> Verdict {
+        // By another owner, or because the store has lost what was acknowledged.
+        self.watched.recent().lost();
         self.turns.0.metrics.fenced.inc();
         Verdict::Lost
     }

@@ -1,7 +1,7 @@
 //! Readers: a conversation, or one turn of it, from a position to its end.
 //!
-//! A reader knows nothing of the owner of a turn; it reads the log, wherever it is. It remembers the
-//! last event it has shown by its tag, so that a store which has lost its newest events is noticed
+//! A reader knows nothing of the owner of a turn; it reads the log, wherever it is, and only gets from
+//! memory what an owner here has had acknowledged (`turn/recent.rs`). It remembers the last event it has shown by its tag, so that a store which has lost its newest events is noticed
 //! and never waited for.
 
 use std::{
@@ -55,7 +55,7 @@ impl Tail {
     pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
         let hint = turns.0.log.hint(key);
         let mut guard = turns.0.watchers.reads(key.digest());
-        let heard = (hint.grown(), guard.recent(after, 0).1);
+        let heard = (hint.count(), guard.recent(after, 0).1.unwrap_or_default());
         let looked = Instant::now();
         Self {
             turns,
@@ -111,14 +111,17 @@ impl Tail {
                 self.caught_up = false;
             }
             // In this order: for each append of this replica there is a hint first.
-            let hints = self.hint.grown();
+            let hints = self.hint.count();
             let (known, appends) = self.guard.recent(self.after, PAGE);
-            // More hints than that are somebody else's, such as a message from another replica.
-            let own = hints - self.heard.0 <= appends - self.heard.1;
+            // More hints than that are somebody else's, such as a message from another replica. One that
+            // goes unnoticed, since its like of here was heard before this reader came, is made up for by
+            // the look of each second.
+            let own = appends.is_none_or(|appends| hints - self.heard.0 <= appends - self.heard.1);
+            let heard = appends.map_or(self.heard, |appends| (hints, appends));
             match known {
                 Known::Events(events, more) => {
-                    let events = self.take(events, more || !own).await;
-                    self.heard = (hints, appends);
+                    let events = self.take(events, more, own).await;
+                    self.heard = heard;
                     return Ok(events);
                 }
                 // Its owner is about to tell, and the store would tell the same with more effort.
@@ -127,11 +130,11 @@ impl Tail {
                     continue;
                 }
                 Known::All if woken && own => {
-                    self.heard = (hints, appends);
+                    self.heard = heard;
                     self.caught_up = true;
                     continue;
                 }
-                Known::Coming | Known::All | Known::Nothing => self.heard = (hints, appends),
+                Known::Coming | Known::All | Known::Nothing => self.heard = heard,
             }
             if let Some(Page { events, active, more }) = self.read().await? {
                 let newest = active.map(|active| active.turn);
@@ -167,7 +170,7 @@ impl Tail {
     }
 
     /// Takes what the turn that runs here has logged.
-    async fn take(&mut self, events: Vec<Event>, more: bool) -> Vec<Event> {
+    async fn take(&mut self, events: Vec<Event>, more: bool, own: bool) -> Vec<Event> {
         let Some(last) = events.last() else { return events };
         if let Some(turn) = last.turn {
             // Before anything is changed: a drop meanwhile must not lose the events.
@@ -177,12 +180,13 @@ impl Tail {
         *self.stuck() = None;
         self.looked = Instant::now();
         self.idle = false;
+        self.down = None;
         // What comes after an end, the store knows.
         let ended = last.body.is_terminal();
         if ended && !more {
             self.guard.forget_recent();
         }
-        self.caught_up = !more && !ended;
+        self.caught_up = !more && own && !ended;
         events
     }
 
@@ -237,7 +241,12 @@ impl Tail {
                 let since = *self.down.get_or_insert_with(Instant::now);
                 if since.elapsed() < PATIENCE { Ok(None) } else { Err(error.into()) }
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                if matches!(error, store::Error::PositionUnknown) {
+                    self.guard.lost(self.after);
+                }
+                Err(error.into())
+            }
         }
     }
 

@@ -88,11 +88,19 @@ impl Watchers {
 }
 
 impl ReaderGuard {
-    /// What was logged here after a position, at most `most` events; and how many appends have been so far.
-    pub(super) fn recent(&mut self, after: After, most: usize) -> (Known, u64) {
+    /// What was logged here after a position, at most `most` events; and how many appends have
+    /// been so far, if none is on its way.
+    pub(super) fn recent(&mut self, after: After, most: usize) -> (Known, Option<u64>) {
         // First, so that what is logged meanwhile is heard of.
         self.grown.mark_unchanged();
         self.recent.after(after, most)
+    }
+
+    /// The store does not know this position: it has lost events, if it was logged here.
+    pub(super) fn lost(&self, after: After) {
+        if self.recent.knows(after) {
+            self.recent.lost();
+        }
     }
 
     /// Its turn is over, and this reader has all of it.

@@ -57,9 +57,11 @@ impl ConversationLog for Redis {
         ];
         add_events(&mut args, &mut tags, answer)?;
         let reply = self.call(Operation::Begin, &keys, &names, &args, Worth::Much).await;
-        let reply = self.wake(key, reply)?;
+        // Whoever is told that another turn is running waits for a hint, which this must not be.
+        let reply = if reply.is_err() { self.wake(key, reply)? } else { reply? };
         match reply.word()?.as_str() {
             "new" => {
+                self.hints.grown(key.digest());
                 let start = Sequence(reply.number(1)?);
                 let bodies = std::iter::once(&message).chain(answer);
                 Ok(Begun::New {
