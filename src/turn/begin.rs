@@ -141,7 +141,7 @@ impl Turns {
         Err(refusal.into())
     }
 
-    /// Claims, and gives back what a request was admitted with if it begins nothing and has cost nothing.
+    /// Claims, and gives back what a request was admitted with if it begins nothing.
     async fn claim(
         &self,
         key: &ConversationKey,
@@ -179,8 +179,7 @@ impl Turns {
             let end = logged.last().map(|end| end.position.sequence);
             return Ok(Attached { turn, start, end, logged });
         }
-        // A search has been made for its turn.
-        if admitted.counted && answer.is_none() {
+        if admitted.counted {
             self.0.admission.give_back(key.principal());
         }
         match outcome? {
