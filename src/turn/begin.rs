@@ -150,11 +150,9 @@ impl Turns {
         admitted: Admitted,
     ) -> Result<Attached, Error> {
         let turn = begin.message.request;
-        let started = Instant::now();
         // Before the claim, so that one step logs the whole turn. For a request that is known that is for
         // nothing, but it costs a search, and a second step would cost each turn one.
         let answer = if admitted.counted { self.at_once(begin) } else { None };
-        let took = started.elapsed();
         let outcome = self.claimed(key, begin, answer.as_deref().unwrap_or_default(), busy).await;
         if let Ok(Begun::New { owner, start, logged }) = outcome {
             let options = &begin.options;
@@ -169,9 +167,6 @@ impl Turns {
                 self.run(owner, opening, options, admitted.slot, attempt);
                 return Ok(Attached { turn, start, end: None, logged });
             };
-            if answer.iter().flatten().any(|event| matches!(event, EventBody::Delta(_))) {
-                self.0.metrics.first_delta.observe(took.as_secs_f64());
-            }
             self.0.metrics.ended(outcome);
             if let Some(attempt) = attempt {
                 attempt.ended(outcome.name(), outcome.is_failure());

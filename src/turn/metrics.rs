@@ -35,8 +35,8 @@ pub(super) struct Metrics {
     pub(super) fenced: Counter,
     /// Times that an engine was asked again.
     pub(super) retries: Counter,
-    /// From the beginning of a turn's run to its first logged delta; of an answer that is there at once,
-    /// how long it took to find.
+    /// From the beginning of a turn's run to its first logged delta. Answers that are there at once have no
+    /// run: they would hide a model that is slow.
     pub(super) first_delta: Histogram,
     /// In the order of `OUTCOMES`, kept: looking them up by their labels locks and hashes.
     ended: [Counter; OUTCOMES.len()],
