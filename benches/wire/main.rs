@@ -48,6 +48,7 @@ use prost::Message as _;
 
 use self::{
     chart::{Figure, Group},
+    corpus::Random,
     frames::Headers,
     load::{Load, Outcome, Pace, Request},
     servers::Server,
@@ -115,7 +116,7 @@ fn main() {
     for server in &servers {
         println!("{}: up after {} ms", server.name, server.started.as_millis());
     }
-    let mut random = Random::seeded();
+    let mut random = Random(seed());
     let mut number = 0;
     let mut groups = Vec::new();
     for case in cases().iter().filter(|case| case.name.contains(&only)) {
@@ -123,7 +124,7 @@ fn main() {
         let rounds = if live { rounds.min(LIVE_ROUNDS) } else { rounds };
         let mut table = Table::new(case.name, case.messages, &servers);
         for round in 0..=rounds {
-            for index in random.order(servers.len()) {
+            for index in order(servers.len(), &mut random) {
                 let sample = burst(&servers[index], case, &mut number);
                 if round > 0 {
                     table.add(index, sample);
@@ -243,26 +244,15 @@ fn request(path: &str, message: Vec<u8>, messages: Option<u32>) -> Request {
     Request { headers: Headers::new(path, TOKEN), message, number_at, messages }
 }
 
-/// Orders, from a small generator (`SplitMix64`).
-struct Random(u64);
+/// Another seed for each run, so that no order is favoured.
+fn seed() -> u64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
+    now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
+}
 
-impl Random {
-    fn seeded() -> Self {
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
-        Self(now.as_secs() ^ u64::from(now.subsec_nanos()) << 32)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// The numbers below `count`, shuffled.
-    fn order(&mut self, count: usize) -> Vec<usize> {
-        let mut order: Vec<(u64, usize)> = (0..count).map(|n| (self.next(), n)).collect();
-        order.sort_unstable();
-        order.into_iter().map(|(_, n)| n).collect()
-    }
+/// The numbers below `count`, shuffled.
+fn order(count: usize, random: &mut Random) -> Vec<usize> {
+    let mut order: Vec<(u64, usize)> = (0..count).map(|n| (random.next(), n)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, n)| n).collect()
 }
