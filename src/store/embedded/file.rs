@@ -10,7 +10,9 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use redb::{Database, DatabaseError, ReadOnlyDatabase, StorageError, backends::InMemoryBackend};
+use redb::{
+    Builder, Database, DatabaseError, ReadOnlyDatabase, StorageError, backends::InMemoryBackend,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -18,6 +20,11 @@ use super::{
     tables::{Fault, prepare, sound, write},
     turns::{Interrupted, interrupt_all},
 };
+
+/// Bytes of pages that the database keeps, of a file and of a store that is in memory anyway. By itself it
+/// keeps up to a GiB, which is twice what a pod of the chart may have.
+const CACHE: usize = 64 * 1024 * 1024;
+const CACHE_IN_MEMORY: usize = 16 * 1024 * 1024;
 
 /// The open database; `None` while it is down.
 #[derive(Debug)]
@@ -50,7 +57,7 @@ impl File {
             Ok(())
         });
         let database = guarded(|| {
-            let database = Database::create(path).map_err(down)?;
+            let database = create(path).map_err(down)?;
             prepare(&database)?;
             Ok(database)
         })?;
@@ -86,7 +93,7 @@ pub(super) fn down(error: impl Into<redb::Error>) -> Error {
 /// Opens a file that nobody else has open, and changes nothing in it.
 pub(super) fn open_to_look(path: &Path) -> Result<ReadOnlyDatabase, Error> {
     let refuse = |why: &str| Error::Open { path: path.to_owned(), why: why.to_owned() };
-    match guarded(|| Ok(ReadOnlyDatabase::open(path)))? {
+    match guarded(|| Ok(cached().open_read_only(path)))? {
         Ok(database) => Ok(database),
         Err(DatabaseError::DatabaseAlreadyOpen) => {
             Err(refuse("another process has it open; stop that first, or look at a copy"))
@@ -98,8 +105,19 @@ pub(super) fn open_to_look(path: &Path) -> Result<ReadOnlyDatabase, Error> {
     }
 }
 
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    cached().create(path)
+}
+
+fn cached() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
 pub(super) fn in_memory() -> Result<Database, Error> {
     Database::builder()
+        .set_cache_size(CACHE_IN_MEMORY)
         .create_with_backend(InMemoryBackend::new())
         .map_err(|error| Error::Down(error.to_string()))
 }
@@ -112,7 +130,7 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
             refuse(format!("its folder cannot be made ({error}); make it, or set store.url"))
         })?;
     }
-    let opened = catch_unwind(|| Database::create(path));
+    let opened = catch_unwind(|| create(path));
     let damage = match opened {
         Ok(Ok(database)) => match guarded(|| take_over(&database)) {
             Ok(()) => return Ok(database),
@@ -148,7 +166,7 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
         refuse(format!("it is damaged and cannot be renamed to {} ({error})", aside.display()))
     })?;
     warn!(path = %path.display(), aside = %aside.display(), damage, "damaged store set aside");
-    catch_unwind(|| Database::create(path))
+    catch_unwind(|| create(path))
         .map_err(|_| refuse("the database panicked on a new file".to_owned()))?
         .map_err(|error| refuse(error.to_string()))
 }
