@@ -146,11 +146,11 @@ async fn open(url: &str, life: &Lifecycle) -> Arc<dyn Store> {
 async fn begin(store: &dyn Store) -> (Owner, Sequence) {
     let key = ConversationKey::new("bench", ConversationId(Uuid::new_v4()));
     let message = Message {
-        participant: "bench".to_owned(),
+        participant: "bench".into(),
         text: "?".to_owned(),
         request: RequestId(Uuid::new_v4()),
     };
-    let begin = Begin { message, options: TurnOptions::default(), existing: false };
+    let begin = Begin { message: message.into(), options: TurnOptions::default(), existing: false };
     match store.begin(&key, &begin).await.expect("a begin") {
         Begun::New { owner, start, .. } => (owner, start),
         other => panic!("{other:?}"),
@@ -168,7 +168,7 @@ async fn append_all(store: &dyn Store, owner: &Owner, number: u64, events: &[Eve
 
 /// The terminal event of a turn with this text.
 fn completed(text: String) -> EventBody {
-    EventBody::Completed(Completion {
+    let completion = Completion {
         text,
         answered: true,
         confidence: 1.0,
@@ -176,7 +176,8 @@ fn completed(text: String) -> EventBody {
         usage: None,
         finish: FinishReason::Stop,
         degraded: false,
-    })
+    };
+    EventBody::Completed(completion.into())
 }
 
 /// What each step of each turn took.

@@ -10,6 +10,7 @@
 use std::{
     future::Future,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -148,11 +149,13 @@ impl Lifecycle {
     /// Does `work` here, and goes on with it in a task of its own once it has to wait: whoever wants it
     /// may go away, and it is not left half done. What need not wait costs no task. `None` if it panics
     /// there, or the runtime ends.
-    pub async fn see_through<F>(&self, work: F) -> Option<F::Output>
+    pub async fn see_through<T>(
+        &self,
+        mut work: Pin<Box<dyn Future<Output = T> + Send>>,
+    ) -> Option<T>
     where
-        F: Future<Output: Send> + Send + 'static,
+        T: Send + 'static,
     {
-        let mut work = Box::pin(work);
         if let Some(done) = work.as_mut().now_or_never() {
             return Some(done);
         }

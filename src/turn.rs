@@ -325,11 +325,12 @@ impl Turns {
         for event in events {
             match (event.body, event.turn) {
                 (EventBody::Posted(message), Some(turn)) => {
-                    questions.insert(turn, message.text);
+                    questions.insert(turn, Arc::unwrap_or_clone(message).text);
                 }
                 (EventBody::Completed(completion), Some(turn)) if !completion.text.is_empty() => {
                     if let Some(question) = questions.remove(&turn) {
-                        exchanges.push(Exchange { question, answer: completion.text });
+                        let answer = Arc::unwrap_or_clone(completion).text;
+                        exchanges.push(Exchange { question, answer });
                     }
                 }
                 _ => {}

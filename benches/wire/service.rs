@@ -112,14 +112,13 @@ async fn service(config: Config) {
 async fn fill(store: &Memory) {
     let request = RequestId(READY);
     let key = ConversationKey::new(PRINCIPAL, ConversationId::derived(PRINCIPAL, request));
-    let message =
-        Message { participant: PRINCIPAL.to_owned(), text: READY_QUERY.to_owned(), request };
-    let begin = Begin { message, options: TurnOptions::default(), existing: false };
+    let message = Message { participant: PRINCIPAL.into(), text: READY_QUERY.to_owned(), request };
+    let begin = Begin { message: message.into(), options: TurnOptions::default(), existing: false };
     let outcome = store.begin(&key, &begin).await.expect("a new turn");
     let Begun::New { owner, .. } = outcome else { unreachable!("the store is empty") };
     // The question and the end are events too.
     let pieces = vec![SHORT_PIECE; PIECES - 2];
-    let end = EventBody::Completed(Completion {
+    let completion = Completion {
         text: pieces.concat(),
         answered: true,
         confidence: 1.0,
@@ -127,7 +126,8 @@ async fn fill(store: &Memory) {
         usage: None,
         finish: FinishReason::Stop,
         degraded: false,
-    });
+    };
+    let end = EventBody::Completed(completion.into());
     let deltas = pieces.into_iter().map(|piece| EventBody::Delta(piece.into()));
     let events: Vec<EventBody> = deltas.chain([end]).collect();
     store.append(&owner, 1, &events).await.expect("appended");

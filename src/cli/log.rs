@@ -151,7 +151,8 @@ mod tests {
         for id in ids {
             let request = RequestId(Uuid::new_v4());
             let message = Message { participant: "a".into(), text: "안녕".into(), request };
-            let begin = Begin { message, options: TurnOptions::default(), existing: false };
+            let begin =
+                Begin { message: message.into(), options: TurnOptions::default(), existing: false };
             let key = ConversationKey::new("alice", ConversationId(id));
             store.begin(&key, &begin).await.expect("a begin");
         }

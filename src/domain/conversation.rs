@@ -195,16 +195,16 @@ pub struct Event {
     pub body: EventBody,
 }
 
-/// What happened.
+/// What happened. Cheap to clone: what is large is shared by all who keep or show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventBody {
     /// A participant said something.
-    Posted(Message),
-    /// The next piece of the answer's text, shared by all who keep or show it.
+    Posted(Arc<Message>),
+    /// The next piece of the answer's text.
     Delta(Arc<str>),
     /// The turn is over and has an answer, whose text replaces all deltas.
-    Completed(Completion),
+    Completed(Arc<Completion>),
     /// The turn is over and has failed.
     Failed(Failure),
 }
@@ -220,7 +220,7 @@ impl EventBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who said it, as the server knows the caller.
-    pub participant: String,
+    pub participant: Arc<str>,
     /// What was said.
     pub text: String,
     /// The request that said it.

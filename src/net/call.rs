@@ -181,17 +181,42 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, work: F) {
-        let begun = self.0.take_begun();
+        let call = self.0.take_begun();
+        // Boxed here, since a future is copied each time it is handed on, and once more when it ends: of a
+        // kilobyte, that made ten kilobytes for a call.
+        let future = Box::pin(work);
         let limit = self.0.stall_timeout;
-        self.0.life.spawn_work(async move {
-            let Some(call) = begun else { return work.await };
-            tokio::select! {
-                biased;
-                () = work => {}
-                // Dropping the work resets the stream.
-                () = call.offer.stalled(limit) => debug!("a peer did not take its answer"),
-            }
+        self.0.life.spawn_work(Work { future, call, limit, stalled: None });
+    }
+}
+
+/// What hyper wants to be run, to its end or to that of a peer's patience.
+struct Work<F> {
+    future: Pin<Box<F>>,
+    /// `None` for what is no call.
+    call: Option<Call>,
+    limit: Duration,
+    /// Most calls are answered without waiting, and need no timer.
+    stalled: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<F: Future<Output = ()>> Future for Work<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Self { future, call, limit, stalled } = &mut *self;
+        if future.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let Some(call) = call else { return Poll::Pending };
+        let stalled = stalled.get_or_insert_with(|| {
+            let (offer, limit) = (Arc::clone(&call.offer), *limit);
+            Box::pin(async move { offer.stalled(limit).await })
         });
+        ready!(stalled.as_mut().poll(context));
+        // To drop the work resets the stream.
+        debug!("a peer did not take its answer");
+        Poll::Ready(())
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body, codegen::Bytes};
 
@@ -83,8 +83,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let now = Instant::now();
-        let deadline = match deadline(request.headers(), now) {
+        let deadline = match deadline(request.headers()) {
             Ok(deadline) => deadline,
             Err(status) => return BoundedCall::Refused { status: Some(status) },
         };
@@ -95,15 +94,8 @@ where
             .map_or_else(CancellationToken::new, |ending| ending.now().clone());
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
-        let until = now + limit;
-        let mut request = request.map(|body| Arriving {
-            body,
-            arrival,
-            limit,
-            until,
-            waiting: false,
-            late: None,
-        });
+        let mut request =
+            request.map(|body| Arriving { body, arrival, limit, waiting: false, late: None });
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
@@ -255,9 +247,8 @@ pin_project_lite::pin_project! {
         body: B,
         arrival: Arrival,
         limit: Duration,
-        until: Instant,
         waiting: bool,
-        // Most bodies are there when they are asked for, and need no timer.
+        // Since the body was waited for first. Most are there when they are asked for, and need no timer.
         late: Option<Pin<Box<Sleep>>>,
     }
 }
@@ -282,15 +273,12 @@ where
         let begins = !std::mem::replace(this.waiting, true);
         match this.arrival {
             Arrival::AtLeisure => return Poll::Pending,
-            Arrival::Frames if begins => {
-                // The time that the handler took for the last frame is not the caller's.
-                *this.until = Instant::now() + *this.limit;
-                *this.late = None;
-            }
+            // The time that the handler took for the last frame is not the caller's.
+            Arrival::Frames if begins => *this.late = None,
             Arrival::Frames | Arrival::Whole => {}
         }
-        let until = *this.until;
-        let late = this.late.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        let limit = *this.limit;
+        let late = this.late.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(late.as_mut().poll(context));
         let status: Status = Error::NotReceived(*this.limit).into();
         Poll::Ready(Some(Err(status.into())))
@@ -307,11 +295,11 @@ where
 
 /// The deadline that the caller has set: `grpc-timeout`, at most eight digits and a unit (gRPC over
 /// HTTP/2). A malformed one is refused: what the caller wants is unknown, and for ever is no guess.
-fn deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Status> {
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(timeout).ok_or(Error::Timeout)?;
     // So far away that it cannot be told is no deadline.
-    Ok(now.checked_add(timeout))
+    Ok(Instant::now().checked_add(timeout))
 }
 
 fn timeout(text: &str) -> Option<Duration> {

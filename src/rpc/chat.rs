@@ -66,8 +66,8 @@ impl Asked {
         let Self { conversation, request_id, text, options } = self;
         let existing = conversation.is_some();
         let id = conversation.unwrap_or_else(|| ConversationId::derived(principal, request_id));
-        let participant = principal.as_ref().to_owned();
-        let message = Message { participant, text, request: request_id };
+        let participant = Arc::clone(principal);
+        let message = Arc::new(Message { participant, text, request: request_id });
         (ConversationKey::new(Arc::clone(principal), id), Begin { message, options, existing })
     }
 }

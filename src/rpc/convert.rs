@@ -1,5 +1,7 @@
 //! Messages to domain values and back, and the rules of requests.
 
+use std::sync::Arc;
+
 use uuid::{Uuid, Version, fmt::Hyphenated};
 
 use super::{
@@ -10,7 +12,8 @@ use super::{
 use crate::{
     domain::{
         AnswerId, Change, Completion, ConversationId, EngineKind, Entry, Event, EventBody,
-        FinishReason, Position, RequestId, Source, primary_language, shown, text_violation,
+        FinishReason, Message, Position, RequestId, Source, primary_language, shown,
+        text_violation,
     },
     error::Violation,
     knowledge::Hit,
@@ -160,11 +163,11 @@ pub(super) fn id(uuid: Uuid) -> String {
 pub(super) fn event(conversation: &str, event: Event) -> proto::Event {
     let turn = event.turn.map(|turn| id(turn.0)).unwrap_or_default();
     let body = match event.body {
-        EventBody::Posted(message) => Body::MessagePosted(proto::MessagePosted {
-            participant_id: message.participant,
-            text: message.text,
-            request_id: id(message.request.0),
-        }),
+        EventBody::Posted(message) => {
+            let Message { participant, text, request } = Arc::unwrap_or_clone(message);
+            let (participant_id, request_id) = (participant.as_ref().to_owned(), id(request.0));
+            Body::MessagePosted(proto::MessagePosted { participant_id, text, request_id })
+        }
         EventBody::Delta(text) => Body::TextDelta(text.as_ref().to_owned()),
         EventBody::Completed(completion) => {
             Body::TurnCompleted(turn_completed(turn.clone(), completion))
@@ -188,7 +191,8 @@ pub(super) fn event(conversation: &str, event: Event) -> proto::Event {
     }
 }
 
-pub(super) fn turn_completed(turn_id: String, completion: Completion) -> proto::TurnCompleted {
+pub(super) fn turn_completed(turn_id: String, completion: Arc<Completion>) -> proto::TurnCompleted {
+    let completion = Arc::unwrap_or_clone(completion);
     let finish_reason = match completion.finish {
         FinishReason::Stop => proto::FinishReason::Stop,
         FinishReason::MaxTokens => proto::FinishReason::MaxTokens,

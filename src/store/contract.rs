@@ -60,7 +60,7 @@ fn request() -> RequestId {
 
 fn says(request: RequestId, text: &str) -> Begin {
     Begin {
-        message: Message { participant: "alice".to_owned(), text: text.to_owned(), request },
+        message: Message { participant: "alice".into(), text: text.to_owned(), request }.into(),
         options: TurnOptions::default(),
         existing: false,
     }
@@ -71,7 +71,7 @@ fn delta(text: &str) -> EventBody {
 }
 
 fn completed(text: &str) -> EventBody {
-    EventBody::Completed(Completion {
+    let completion = Completion {
         text: text.to_owned(),
         answered: true,
         confidence: 0.1,
@@ -79,7 +79,8 @@ fn completed(text: &str) -> EventBody {
         usage: None,
         finish: FinishReason::Stop,
         degraded: false,
-    })
+    };
+    EventBody::Completed(completion.into())
 }
 
 fn interrupted(partial_text: &str) -> EventBody {

@@ -9,7 +9,7 @@
 //! kept for `store.retention`; deltas are kept until the next turn but one begins, or some minutes
 //! after their turn's end, since the terminal event repeats the whole text.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
@@ -113,7 +113,7 @@ pub const WATCHED: std::time::Duration = std::time::Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Begin {
     /// Who says what; its request is the turn's id.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// How it wants to be answered. Kept with the turn, so that another replica can run it.
     pub options: TurnOptions,
     /// Whether the conversation has to exist already.

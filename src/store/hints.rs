@@ -27,23 +27,21 @@ struct Inner {
 /// A conversation that somebody waits for.
 #[derive(Debug, Default)]
 struct Awaited {
-    sender: watch::Sender<Count>,
+    /// Hints so far, of both kinds.
+    all: watch::Sender<u64>,
+    /// How often its turn was asked to stop. The turn's owner waits for this alone: of its own appends it
+    /// need not be told.
+    cancels: watch::Sender<u64>,
     /// Counted here, since a channel still counts a receiver that is being dropped.
     readers: usize,
-}
-
-/// Hints so far.
-#[derive(Debug, Clone, Copy, Default)]
-struct Count {
-    grown: u64,
-    cancels: u64,
 }
 
 /// One reader's wake-up, gone when dropped.
 #[derive(Debug)]
 pub struct Hint {
     conversation: ConversationDigest,
-    receiver: watch::Receiver<Count>,
+    all: watch::Receiver<u64>,
+    cancels: watch::Receiver<u64>,
     hints: Hints,
 }
 
@@ -56,18 +54,18 @@ impl Hints {
         if awaited.readers == 1 {
             self.0.changed.notify_one();
         }
-        let receiver = awaited.sender.subscribe();
-        Hint { conversation, receiver, hints: self.clone() }
+        let (all, cancels) = (awaited.all.subscribe(), awaited.cancels.subscribe());
+        Hint { conversation, all, cancels, hints: self.clone() }
     }
 
     /// The conversation has grown.
     pub fn grown(&self, conversation: ConversationDigest) {
-        self.count(conversation, |count| count.grown += 1);
+        self.hint(conversation, false);
     }
 
     /// The conversation's turn was asked to stop, or may have been.
     pub fn cancelled(&self, conversation: ConversationDigest) {
-        self.count(conversation, |count| count.cancels += 1);
+        self.hint(conversation, true);
     }
 
     /// Ends when the set of conversations that are waited for has changed since the last call.
@@ -87,9 +85,12 @@ impl Hints {
         (joined, left)
     }
 
-    fn count(&self, conversation: ConversationDigest, apply: impl FnOnce(&mut Count)) {
+    fn hint(&self, conversation: ConversationDigest, cancel: bool) {
         if let Some(awaited) = self.lock().get(&conversation) {
-            awaited.sender.send_modify(apply);
+            awaited.all.send_modify(|hints| *hints += 1);
+            if cancel {
+                awaited.cancels.send_modify(|cancels| *cancels += 1);
+            }
         }
     }
 
@@ -102,18 +103,18 @@ impl Hint {
     /// Ends when there was a hint since the last call, or since the subscription.
     pub async fn changed(&mut self) {
         // The sender lives as long as a receiver does, so this cannot fail.
-        let _ = self.receiver.changed().await;
+        let _ = self.all.changed().await;
+    }
+
+    /// Ends when the turn was asked to stop, or may have been, since the last call, or since the
+    /// subscription.
+    pub async fn cancelled(&mut self) {
+        let _ = self.cancels.changed().await;
     }
 
     /// How many hints there were since the first subscription.
     pub fn count(&self) -> u64 {
-        let Count { grown, cancels } = *self.receiver.borrow();
-        grown + cancels
-    }
-
-    /// How often the turn was asked to stop, or may have been, since the first subscription.
-    pub fn cancels(&self) -> u64 {
-        self.receiver.borrow().cancels
+        *self.all.borrow()
     }
 }
 
@@ -146,9 +147,12 @@ mod tests {
         a.changed().await;
         b.changed().await;
         assert!(a.changed().now_or_never().is_none());
+        assert!(b.cancelled().now_or_never().is_none());
         hints.cancelled(one);
         b.changed().await;
-        assert_eq!(b.cancels(), 1);
+        b.cancelled().await;
+        assert!(b.cancelled().now_or_never().is_none());
+        assert_eq!(b.count(), 2);
         drop(a);
         assert_eq!(hints.lock().len(), 1);
         drop(b);

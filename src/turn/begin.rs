@@ -37,13 +37,13 @@ impl Turns {
         }
         if busy == OnBusy::Interrupt {
             // Before anything else: the slot that the new turn needs may be the running one's.
-            self.interrupt(key, begin.message.request).await?;
+            Box::pin(self.interrupt(key, begin.message.request)).await?;
         }
         let admitted = self.admit(key, &begin, deadline).await?;
         begin.options.trace = TurnTrace::begin();
         // A caller that goes away in the middle of the claim must not leave a turn without an owner.
         let (this, key) = (self.clone(), key.clone());
-        let claim = async move { this.claim(&key, &begin, busy, admitted).await };
+        let claim = Box::pin(async move { this.claim(&key, &begin, busy, admitted).await });
         let lost = || store::Error::Down("the claim was lost".to_owned());
         self.0.life.see_through(claim).await.ok_or_else(lost)?
     }
@@ -122,7 +122,7 @@ impl Turns {
         let known = log.find(key, begin.message.request).await;
         let refusal = match (known, counted) {
             (Ok(None), Err(refusal)) => refusal,
-            (Ok(None), Ok(())) => match admission.slot(deadline).await {
+            (Ok(None), Ok(())) => match Box::pin(admission.slot(deadline)).await {
                 Ok(slot) => return Ok(Admitted { slot: Some(slot), counted: true }),
                 Err(refusal) => {
                     admission.give_back(key.principal());
@@ -221,7 +221,8 @@ impl Turns {
             if Instant::now() >= *deadline {
                 return Ok(outcome);
             }
-            self.make_way(key, Active { turn: running, orphaned }, hint, asked).await?;
+            let running = Active { turn: running, orphaned };
+            Box::pin(self.make_way(key, running, hint, asked)).await?;
         }
     }
 }

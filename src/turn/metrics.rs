@@ -137,7 +137,8 @@ mod tests {
         let failed = |reason| EventBody::Failed(Failure { reason, partial_text: String::new() });
         let completed = |finish, answered| {
             let stopped = super::super::stopped(String::new());
-            EventBody::Completed(crate::domain::Completion { answered, finish, ..stopped })
+            let completion = crate::domain::Completion { answered, finish, ..stopped };
+            EventBody::Completed(completion.into())
         };
         let ends = [
             failed(FailureReason::Interrupted),

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
+use super::{Inner, PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
 use crate::{
     domain::{Completion, Event, EventBody, Failure, FailureReason, FinishReason},
     engine::{self, Engine, Piece, Pieces, Question},
@@ -99,14 +99,14 @@ enum Woken {
     Piece(Option<Result<Piece, engine::Error>>),
     Closing,
     Alarm,
-    /// The conversation has grown, or the turn was asked to stop.
-    Hint(Hint),
+    /// The turn was asked to stop, or may have been.
+    Cancelled(Hint),
     /// There are more readers here, or fewer.
     Readers(watch::Receiver<usize>),
 }
 
-async fn hinted_again(mut hint: Hint) -> Hint {
-    hint.changed().await;
+async fn cancelled(mut hint: Hint) -> Hint {
+    hint.cancelled().await;
     hint
 }
 
@@ -185,11 +185,10 @@ impl Generation {
         let mut closing = pin!(closing.cancelled());
         let deadline = self.started + terms.max_turn_time;
         let mut renewal = Instant::now() + terms.lease / 3;
-        let mut cancels = 0;
         let mut alone = (self.watched.readers() == 0).then(|| self.started + ATTACH);
         // What is waited for is kept from piece to piece: to begin to wait costs as much as the piece.
         let hint = self.hint.take().unwrap_or_else(|| self.turns.0.log.hint(&self.owner.key));
-        let mut hinted = pin!(hinted_again(hint));
+        let mut cancel = pin!(cancelled(hint));
         let mut joined = pin!(changed(self.watched.subscribe()));
         let mut piece_first = true;
         // One alarm for whatever is next: setting one for each piece and each reason would cost more than
@@ -214,8 +213,8 @@ impl Generation {
                 if alarm.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Woken::Alarm);
                 }
-                if let Poll::Ready(hint) = hinted.as_mut().poll(context) {
-                    return Poll::Ready(Woken::Hint(hint));
+                if let Poll::Ready(hint) = cancel.as_mut().poll(context) {
+                    return Poll::Ready(Woken::Cancelled(hint));
                 }
                 if let Poll::Ready(readers) = joined.as_mut().poll(context) {
                     return Poll::Ready(Woken::Readers(readers));
@@ -240,10 +239,9 @@ impl Generation {
                     }
                     ask_the_log = now >= renewal || abandoned.is_some_and(|then| now >= then);
                 }
-                Woken::Hint(hint) => {
-                    ask_the_log = hint.cancels() > cancels;
-                    cancels = hint.cancels();
-                    hinted.set(hinted_again(hint));
+                Woken::Cancelled(hint) => {
+                    ask_the_log = true;
+                    cancel.set(cancelled(hint));
                 }
                 Woken::Readers(readers) => {
                     alone = (self.watched.readers() == 0).then(Instant::now);
@@ -298,8 +296,9 @@ impl Generation {
 
     /// When text is logged next: the first at once, then in the beat.
     fn beat(&self) -> Instant {
-        let conversation = self.owner.key.digest();
-        self.logged.map_or(self.started, |logged| self.turns.0.tick.after(logged, conversation))
+        let Some(logged) = self.logged else { return self.started };
+        let Inner { tick, metrics, .. } = &*self.turns.0;
+        tick.after(logged, self.owner.key.digest(), metrics.running.get())
     }
 
     /// Takes a piece and all that are ready behind it, up to what one append takes; returns the turn's end
@@ -457,7 +456,7 @@ impl Generation {
     }
 
     fn stopped(&self) -> EventBody {
-        EventBody::Completed(stopped(self.text.clone()))
+        EventBody::Completed(stopped(self.text.clone()).into())
     }
 }
 
@@ -469,7 +468,7 @@ impl Drop for Generation {
 
 fn completed(text: String, end: engine::End) -> EventBody {
     let engine::End { answered, confidence, sources, usage, finish, degraded } = end;
-    EventBody::Completed(Completion {
+    let completion = Completion {
         text,
         answered,
         // JSON, which stores write, has no other numbers.
@@ -478,7 +477,8 @@ fn completed(text: String, end: engine::End) -> EventBody {
         usage,
         finish,
         degraded,
-    })
+    };
+    EventBody::Completed(completion.into())
 }
 
 /// All events of an answer that is there at once; `None` if its engine has to wait for it, or if it is

@@ -328,11 +328,13 @@ impl TurnTail {
         if let (Some(seen), Some(end)) = (self.seen, self.end)
             && seen.sequence >= end
         {
-            return self.seen_to_its_end(seen, end).await;
+            return Box::pin(self.seen_to_its_end(seen, end)).await;
         }
         loop {
             let events = match self.any().await {
-                Err(Error::Log(store::Error::PositionUnknown)) => return self.healed().await,
+                Err(Error::Log(store::Error::PositionUnknown)) => {
+                    return Box::pin(self.healed()).await;
+                }
                 other => other?,
             };
             if !events.is_empty() {
@@ -346,11 +348,18 @@ impl TurnTail {
 
     /// The turn's terminal event, for whoever wants nothing else.
     pub async fn end(mut self) -> Result<Option<EventBody>, Error> {
-        let mut last = None;
-        while let Some(mut events) = self.next().await? {
-            last = events.pop();
+        if let Source::Whole(events) = &mut self.source {
+            return Ok(events.pop().map(|event| event.body));
         }
-        Ok(last.map(|event| event.body))
+        // Most answers are whole, and a call is as large as all that it may have to wait for.
+        let rest = Box::pin(async move {
+            let mut last = None;
+            while let Some(mut events) = self.next().await? {
+                last = events.pop();
+            }
+            Ok(last.map(|event| event.body))
+        });
+        rest.await
     }
 
     /// Why the turn has failed, once `next` has given `None` or the terminal event; `None` if it has not.

@@ -1,6 +1,6 @@
 //! Taking over: what becomes of a turn whose owner is gone.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use tracing::{Instrument as _, Span, info, warn};
 
@@ -30,7 +30,7 @@ impl Turns {
         let (message, partial) = self.so_far(key, start, turn).await?;
         let failed = |reason, partial_text| EventBody::Failed(Failure { reason, partial_text });
         let end = match message {
-            _ if cancelled => EventBody::Completed(stopped(partial)),
+            _ if cancelled => EventBody::Completed(stopped(partial).into()),
             Some(_) if !visible && attempt <= ATTEMPTS && !self.can_run(&options) => {
                 // As during a rollout: when this lease is over, another replica may run it.
                 return Ok(());
@@ -92,7 +92,9 @@ impl Turns {
             after = last.position.sequence;
             for event in events.into_iter().filter(|event| event.turn == Some(turn)) {
                 match event.body {
-                    EventBody::Posted(posted) => message = Some(posted.text),
+                    EventBody::Posted(posted) => {
+                        message = Some(Arc::unwrap_or_clone(posted).text);
+                    }
                     EventBody::Delta(more) => text.push_str(&more),
                     EventBody::Completed(_) | EventBody::Failed(_) => return Ok((message, text)),
                 }

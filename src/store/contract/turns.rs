@@ -57,7 +57,8 @@ async fn a_turn_whose_answer_is_there_is_over_in_one_step(
     here.cancel(&key, owner.turn).await.expect("a cancel");
     assert_eq!(log(&**here, &key).await, *logged);
     // A request with another payload is another one, and the next turn follows.
-    let other = Begin { message: Message { text: "?".into(), ..begin.message.clone() }, ..begin };
+    let message = Message { text: "?".into(), ..(*begin.message).clone() };
+    let other = Begin { message: message.into(), ..begin };
     let reused = here.begin_with(&key, &other, &answer).await;
     assert!(matches!(reused, Err(Error::Reused)), "{reused:?}");
     let (next, start) = new_turn(&**there, &key, &says(request(), "and?")).await;

@@ -188,7 +188,7 @@ fn key() -> ConversationKey {
 
 fn says(text: &str) -> Begin {
     let request = RequestId(Uuid::new_v4());
-    let message = Message { participant: "alice".to_owned(), text: text.to_owned(), request };
+    let message = Message { participant: "alice".into(), text: text.to_owned(), request }.into();
     Begin { message, options: TurnOptions::default(), existing: false }
 }
 

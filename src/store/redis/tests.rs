@@ -97,7 +97,7 @@ fn fresh() -> ConversationKey {
 fn says(text: &str) -> Begin {
     let request = RequestId(Uuid::new_v4());
     Begin {
-        message: Message { participant: "alice".to_owned(), text: text.to_owned(), request },
+        message: Message { participant: "alice".into(), text: text.to_owned(), request }.into(),
         options: TurnOptions::default(),
         existing: false,
     }
