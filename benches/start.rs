@@ -12,6 +12,8 @@
 
 #[path = "shared/environment.rs"]
 mod environment;
+#[path = "shared/resident.rs"]
+mod resident;
 
 use std::{
     fmt::Write as _,
@@ -55,11 +57,8 @@ impl Service {
 
     /// Its resident set in MiB.
     fn resident(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()));
-        let status = status.expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-        kib.expect("a number") / 1024.0
+        let kib = u32::try_from(resident::resident(self.0.id(), "VmRSS") / 1024);
+        f64::from(kib.expect("less than 4 TiB")) / 1024.0
     }
 }
 

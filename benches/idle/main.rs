@@ -28,6 +28,8 @@ mod environment;
 #[path = "../shared/locked.rs"]
 mod locked;
 mod peers;
+#[path = "../shared/resident.rs"]
+mod resident;
 mod servers;
 
 use std::{thread, time::Duration};

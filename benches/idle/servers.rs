@@ -14,7 +14,7 @@ use std::{
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-use super::environment::undisturbed;
+use super::{environment::undisturbed, resident::resident};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -104,11 +104,7 @@ impl Server {
 
     /// Its anonymous resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.expect("the server runs");
-        let value = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kib = value.and_then(|value| value.trim().strip_suffix(" kB")).expect("a value");
-        kib.parse::<u64>().expect("a number") * 1024
+        resident(self.child.id(), "RssAnon")
     }
 }
 

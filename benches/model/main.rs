@@ -20,7 +20,8 @@
 //!   50 at a time, where each token is an event of its own and nothing can be done for several at once.
 //! * **streams**: 1,000 at a time with 20 tokens a second each, for N seconds (30 without the flag). The
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
-//!   that of the first. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
+//!   that of the first. The service's resident memory is looked at each second from when all of them run: what
+//!   a store in memory keeps of their texts grows, and nothing else should. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
 //!   one processor does less than a tenth of it.
 //! * **overload** (`overload.rs`): ten times as many clients as there are slots.
 //!
@@ -33,6 +34,8 @@ mod ask;
 mod environment;
 mod overload;
 mod process;
+#[path = "../shared/resident.rs"]
+mod resident;
 mod upstream;
 #[path = "../shared/used.rs"]
 mod used;
@@ -303,7 +306,7 @@ async fn streams(field: &Field, time: Duration) {
         "last third",
         "last token"
     );
-    let mut readings = Vec::new();
+    let (mut readings, mut memories) = (Vec::new(), Vec::new());
     for contestant in &field.contestants {
         // A proxy whose processor does less than a tenth of it is not asked for all.
         if contestant.process.is_some() && !contestant.chats {
@@ -323,11 +326,16 @@ async fn streams(field: &Field, time: Duration) {
         let meter = async {
             sleep_until(begun + RAMP).await;
             let meter = Meter::start(field, contestant);
-            sleep_until(begun + RAMP.max(time)).await;
-            meter.read()
+            let end = begun + RAMP.max(time);
+            let mut memory = Vec::new();
+            while tokio::time::Instant::now() < end {
+                memory.extend(contestant.process.as_ref().map(memory_of));
+                sleep_until((tokio::time::Instant::now() + Duration::from_secs(1)).min(end)).await;
+            }
+            (meter.read(), memory)
         };
         let all = join_all((0..u32::try_from(STREAMS).expect("few")).map(stream));
-        let (answers, reading) = tokio::join!(all, meter);
+        let (answers, (reading, memory)) = tokio::join!(all, meter);
         let (answers, broken): (Vec<_>, Vec<Result<_, Status>>) =
             answers.into_iter().partition(Result::is_ok);
         if let Some(Err(status)) = broken.first() {
@@ -338,6 +346,12 @@ async fn streams(field: &Field, time: Duration) {
             print_lags(contestant.name, &answers);
         }
         readings.push((contestant.name, reading));
+        memories.push((contestant.name, memory));
+    }
+    println!("\nresident memory of each while all {STREAMS} streams run, MiB, second by second");
+    for (name, memory) in memories.iter().filter(|(_, memory)| !memory.is_empty()) {
+        let numbers: Vec<_> = memory.iter().map(|bytes| format!("{bytes:.0}")).collect();
+        println!("{name:<18} {}", numbers.join(" "));
     }
     println!("\nprocessors used while all {STREAMS} streams run");
     println!(
@@ -353,6 +367,11 @@ async fn streams(field: &Field, time: Duration) {
             "{name:<18}{own:>9.2}{redis:>9.2}{upstream:>10.2}{client:>9.2}{others:>9.2}{stolen:>18.2}"
         );
     }
+}
+
+/// Its resident memory in MiB.
+fn memory_of(process: &Process) -> f64 {
+    f64_of(resident::resident(process.id(), "VmRSS")) / f64::from(1 << 20)
 }
 
 fn print_lags(name: &str, answers: &[(Answer, Duration)]) {
