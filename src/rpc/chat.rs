@@ -1,14 +1,19 @@
 //! `Chat`: starts a turn or resumes it, and streams its events.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    vec,
+};
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, stream};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Chatbot, Error, convert, proto};
 use crate::{
-    domain::{ConversationId, ConversationKey, Message, Position, RequestId},
+    domain::{ConversationId, ConversationKey, Event, Message, Position, RequestId},
     store::{self, Begin, TurnOptions},
     turn::{self, OnBusy, TurnTail},
 };
@@ -85,25 +90,43 @@ fn responses(
     conversation: ConversationId,
     events: TurnTail,
 ) -> impl Stream<Item = Result<proto::ChatResponse, Status>> + Send {
-    let conversation = convert::id(conversation.0);
-    // Events that are ready are handed out together, without a wake-up for each.
-    let first = (conversation, Some(events));
-    let batches = stream::unfold(first, |(conversation, events)| async move {
+    let batches = stream::unfold(Some(events), |events| async move {
         let mut events = events?;
-        let (batch, rest) = match events.next().await {
-            Ok(Some(batch)) => {
-                let to_response = |event| proto::ChatResponse {
-                    event: Some(convert::event(&conversation, event)),
-                };
-                (batch.into_iter().map(|event| Ok(to_response(event))).collect(), Some(events))
-            }
-            Ok(None) => {
-                let reason = events.failure()?;
-                (vec![Err(Error::TurnFailed(reason).into())], None)
-            }
-            Err(error) => (vec![Err(Error::from(error).into())], None),
-        };
-        Some((stream::iter::<Vec<_>>(batch), (conversation, rest)))
+        match events.next().await {
+            Ok(Some(batch)) => Some((Ok(batch), Some(events))),
+            Ok(None) => Some((Err(Error::TurnFailed(events.failure()?)), None)),
+            Err(error) => Some((Err(error.into()), None)),
+        }
     });
-    batches.flatten()
+    Responses { conversation: convert::id(conversation.0), batches, ready: Vec::new().into_iter() }
+}
+
+pin_project_lite::pin_project! {
+    /// Messages of events that are ready, one after the other without a wake-up. By hand, since each stream of
+    /// the library that it would be made of copies each message once more.
+    struct Responses<S> {
+        conversation: String,
+        #[pin]
+        batches: S,
+        ready: vec::IntoIter<Event>,
+    }
+}
+
+impl<S: Stream<Item = Result<Vec<Event>, Error>>> Stream for Responses<S> {
+    type Item = Result<proto::ChatResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        loop {
+            if let Some(event) = this.ready.next() {
+                let event = Some(convert::event(this.conversation, event));
+                return Poll::Ready(Some(Ok(proto::ChatResponse { event })));
+            }
+            match ready!(this.batches.as_mut().poll_next(context)) {
+                Some(Ok(batch)) => *this.ready = batch.into_iter(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
 }
