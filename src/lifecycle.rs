@@ -148,14 +148,12 @@ impl Lifecycle {
 
     /// Does `work` here, and goes on with it in a task of its own once it has to wait: whoever wants it
     /// may go away, and it is not left half done. What need not wait costs no task. `None` if it panics
-    /// there, or the runtime ends.
-    pub async fn see_through<T>(
+    /// there, or the runtime ends. It comes in its box, since it would be copied with each step on the way
+    /// into one.
+    pub async fn see_through<T: Send + 'static>(
         &self,
         mut work: Pin<Box<dyn Future<Output = T> + Send>>,
-    ) -> Option<T>
-    where
-        T: Send + 'static,
-    {
+    ) -> Option<T> {
         if let Some(done) = work.as_mut().now_or_never() {
             return Some(done);
         }

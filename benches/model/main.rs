@@ -20,9 +20,9 @@
 //!   50 at a time, where each token is an event of its own and nothing can be done for several at once.
 //! * **streams**: 1,000 at a time with 20 tokens a second each, for N seconds (30 without the flag). The
 //!   lag is how late a token is by the upstream's schedule; that of the last third must not be more than
-//!   that of the first. The service's resident memory is looked at each second from when all of them run: what
-//!   a store in memory keeps of their texts grows, and nothing else should. Clients, upstream and Redis work on the same processors. LiteLLM is left out: its
-//!   one processor does less than a tenth of it.
+//!   that of the first. The service's resident memory is looked at each second from when all of them run:
+//!   what a store in memory keeps of their texts grows, and nothing else should. Clients, upstream and
+//!   Redis work on the same processors. LiteLLM is left out: its one processor does less than a tenth of it.
 //! * **overload** (`overload.rs`): ten times as many clients as there are slots.
 //!
 //! `--streams` and `--overload` measure nothing else.

@@ -352,14 +352,14 @@ impl TurnTail {
             return Ok(events.pop().map(|event| event.body));
         }
         // Most answers are whole, and a call is as large as all that it may have to wait for.
-        let rest = Box::pin(async move {
+        Box::pin(async move {
             let mut last = None;
             while let Some(mut events) = self.next().await? {
                 last = events.pop();
             }
             Ok(last.map(|event| event.body))
-        });
-        rest.await
+        })
+        .await
     }
 
     /// Why the turn has failed, once `next` has given `None` or the terminal event; `None` if it has not.
