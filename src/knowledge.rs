@@ -81,8 +81,8 @@ pub struct Query<'a> {
 /// An entry that matches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hit {
-    /// The entry.
-    pub entry: Entry,
+    /// The entry, which the knowledge base shares.
+    pub entry: Arc<Entry>,
     /// Raw BM25.
     pub score: f64,
     /// How likely it is the right answer, 0 to 1. Of one query's hits only the first can reach one
@@ -118,7 +118,7 @@ impl Knowledge {
 
     /// A knowledge base of `entries` alone, without a log, for evaluations and benchmarks.
     pub fn of_entries(entries: &[Entry]) -> Result<Self, Error> {
-        let index = Index::of_entries(entries)?;
+        let index = Index::of_entries(entries.to_vec())?;
         let calibration = evaluation::calibration(&evaluation::trials(entries)?);
         let current = Current { index: Arc::new(index), calibration };
         Ok(Self::new(current, Revision(0), Metrics::default()))

@@ -94,7 +94,7 @@ impl Augmented {
         let messages = prompt::messages(&self.config.system_prompt, question, asked, window);
         let grounds = Grounds {
             confidence: hits.first().map_or(0.0, |hit| hit.confidence),
-            sources: hits.into_iter().map(source).collect(),
+            sources: hits.iter().map(source).collect(),
         };
         Ok(Some((Ask { request: question.request, messages }, grounds)))
     }

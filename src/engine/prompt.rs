@@ -145,7 +145,7 @@ mod tests {
             answer: answer.to_owned(),
             language_code: String::new(),
         };
-        Hit { entry, score: 1.0, confidence: 1.0 }
+        Hit { entry: entry.into(), score: 1.0, confidence: 1.0 }
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Retrieval {
         } else {
             unknown(question).to_owned()
         };
-        let sources = hits.into_iter().map(source).collect();
+        let sources = hits.iter().map(source).collect();
         let (usage, finish) = (None, FinishReason::Stop);
         Ok((text, End { answered, confidence, sources, usage, finish, degraded: false }))
     }
@@ -67,9 +67,9 @@ impl Engine for Retrieval {
     }
 }
 
-pub(super) fn source(hit: Hit) -> Source {
-    let mut title = hit.entry.questions.into_iter().next().unwrap_or_default();
-    title.truncate(title.floor_char_boundary(TITLE_BYTES));
+pub(super) fn source(hit: &Hit) -> Source {
+    let title = hit.entry.questions.first().map_or("", String::as_str);
+    let title = title[..title.floor_char_boundary(TITLE_BYTES)].to_owned();
     Source { answer_id: hit.entry.answer_id, score: hit.score, title }
 }
 

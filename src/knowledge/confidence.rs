@@ -170,7 +170,7 @@ mod tests {
             answer: String::new(),
             language_code: String::new(),
         };
-        Match { entry, score, coverage, verbatim: false }
+        Match { entry: entry.into(), score, coverage, verbatim: false }
     }
 
     fn features(score: f64, coverage: f64, margin: f64) -> Features {

@@ -4,7 +4,10 @@
 //! The same trials show an operator what the bot makes of a knowledge base (`examples/evaluate.rs`)
 //! and are what confidence is fitted on, so both speak of the real index.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashSet},
+};
 
 use super::{
     Error, Query,
@@ -65,9 +68,9 @@ pub struct Judgement {
 
 /// Asks every left-out question. Entries with one question take part as bystanders. Blocks; takes
 /// one index build per alternative.
-pub fn trials(entries: &[Entry]) -> Result<Vec<Trial>, Error> {
+pub fn trials<E: Borrow<Entry>>(entries: &[E]) -> Result<Vec<Trial>, Error> {
     let step = entries.len().div_ceil(ENTRIES).max(1);
-    let entries: Vec<&Entry> = entries.iter().step_by(step).collect();
+    let entries: Vec<&Entry> = entries.iter().step_by(step).map(Borrow::borrow).collect();
     let askable =
         |fold: usize| entries.iter().filter(move |entry| entry.questions.len() > 1.max(fold));
     let folds = entries.iter().map(|entry| entry.questions.len()).max().unwrap_or(0).min(FOLDS);
@@ -76,7 +79,7 @@ pub fn trials(entries: &[Entry]) -> Result<Vec<Trial>, Error> {
     let mut trials = Vec::with_capacity(questions / step);
     for fold in 0..folds {
         let remaining: Vec<Entry> = entries.iter().map(|entry| without(entry, fold)).collect();
-        let index = Index::of_entries(&remaining)?;
+        let index = Index::of_entries(remaining)?;
         for entry in askable(fold).skip(fold % step).step_by(step) {
             trials.push(ask(&index, entry, &entry.questions[fold])?);
         }

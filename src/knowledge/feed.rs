@@ -106,7 +106,7 @@ impl Feed {
             self.unfitted += batch.len();
             let changes: Vec<Change> = batch.into_iter().map(|(_, change)| change).collect();
             let index = self.knowledge.current().index;
-            blocking(move || Ok(index.apply(&changes)?)).await?;
+            blocking(move || Ok(index.apply(changes)?)).await?;
             self.applied = newest;
             self.knowledge.reached(newest);
         }
@@ -115,7 +115,7 @@ impl Feed {
         if self.unfitted > 0 && changed {
             self.unfitted = 0;
             let index = self.knowledge.current().index;
-            let calibration = blocking(move || calibrate(&index.entries()?)).await?;
+            let calibration = blocking(move || calibrate(&index.entries())).await?;
             self.knowledge.replace(|current| current.calibration = calibration);
         }
         Ok(())
@@ -134,7 +134,7 @@ impl Feed {
 
 async fn build(base: Base, store: &dyn KnowledgeLog) -> Result<(Current, Revision), Error> {
     let start = std::time::Instant::now();
-    let index = blocking(move || Ok(Arc::new(Index::of_entries(&base.load()?)?))).await?;
+    let index = blocking(move || Ok(Arc::new(Index::of_entries(base.load()?)?))).await?;
     let mut applied = Revision(0);
     loop {
         let batch = store.read_knowledge(applied, BATCH).await?;
@@ -144,11 +144,11 @@ async fn build(base: Base, store: &dyn KnowledgeLog) -> Result<(Current, Revisio
         applied = *newest;
         let changes: Vec<Change> = batch.into_iter().map(|(_, change)| change).collect();
         let index = Arc::clone(&index);
-        blocking(move || Ok(index.apply(&changes)?)).await?;
+        blocking(move || Ok(index.apply(changes)?)).await?;
     }
     let calibration = {
         let index = Arc::clone(&index);
-        blocking(move || calibrate(&index.entries()?)).await?
+        blocking(move || calibrate(&index.entries())).await?
     };
     info!(
         entries = index.len(),
@@ -160,7 +160,7 @@ async fn build(base: Base, store: &dyn KnowledgeLog) -> Result<(Current, Revisio
     Ok((Current { index, calibration }, applied))
 }
 
-fn calibrate(entries: &[Entry]) -> Result<Calibration, Error> {
+fn calibrate(entries: &[Arc<Entry>]) -> Result<Calibration, Error> {
     Ok(evaluation::calibration(&evaluation::trials(entries)?))
 }
 

@@ -1,17 +1,24 @@
 //! The search index: tantivy in memory, BM25 over questions and answers.
+//!
+//! The entries themselves are kept beside it and shared with whoever finds them. tantivy's own store would
+//! read, cut and copy an entry for every hit, a quarter of a search; and a call that waits for its
+//! reader would hold copies of all that it found, which is megabytes.
 
 use std::{
     cmp::Reverse,
-    sync::{Mutex, PoisonError},
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use tantivy::{
-    Index as Tantivy, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    DocAddress, Index as Tantivy, IndexReader, IndexWriter, ReloadPolicy, Searcher, SegmentReader,
+    TantivyDocument, Term,
     collector::TopDocs,
+    index::SegmentId,
     query::{BooleanQuery, ConstScoreQuery, Query as TantivyQuery, TermQuery},
     schema::{
-        Field, IndexRecordOption, NumericOptions, STORED, STRING, Schema, TextFieldIndexing,
-        TextOptions, Value as _,
+        Field, IndexRecordOption, NumericOptions, STRING, Schema, TextFieldIndexing, TextOptions,
     },
     tokenizer::TextAnalyzer,
 };
@@ -36,12 +43,16 @@ const COMMON: u64 = 5_000;
 /// entries that halves the slowest percentile; where no term is common nothing changes.
 const ENOUGH: f32 = 0.9;
 
+/// What an entry is identified by in tantivy.
+const ANSWER_ID: &str = "answer_id";
+
 /// One searchable state of the knowledge base.
 pub(super) struct Index {
     fields: Fields,
     analyzer: TextAnalyzer,
-    reader: IndexReader,
-    writer: Mutex<IndexWriter>,
+    /// What a search sees: replaced as a whole, so a batch of changes becomes visible at once.
+    visible: RwLock<Arc<Visible>>,
+    writer: Mutex<Writer>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,15 +62,41 @@ struct Fields {
     /// The questions and the answer: one text, since telling them apart ranked no better (measured)
     /// and costs twice the terms.
     text: Field,
-    /// The entry itself, as JSON. As text, which tantivy reads at once, and not as bytes, which it reads one by
-    /// one: that was a third of a search in a small base.
-    entry: Field,
+}
+
+struct Writer {
+    tantivy: IndexWriter,
+    reader: IndexReader,
+    /// All entries, as they are after the last change.
+    entries: HashMap<AnswerId, Arc<Known>>,
+}
+
+struct Visible {
+    searcher: Searcher,
+    /// For each segment of the searcher the entries of its documents.
+    segments: Vec<Documents>,
+}
+
+/// A segment never changes but for documents that are deleted, so what stands here for one that is not
+/// stays right as long as the segment lives.
+#[derive(Clone)]
+struct Documents {
+    segment: SegmentId,
+    entries: Arc<[Option<Arc<Known>>]>,
+}
+
+/// An entry, with what searches have learnt of it.
+struct Known {
+    entry: Arc<Entry>,
+    /// A hash of the terms of each question, from when the entry first was a best match: a start
+    /// needs none, and most entries never are.
+    questions: OnceLock<Box<[u64]>>,
 }
 
 /// An entry that was found, and how well it matches.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Match {
-    pub(super) entry: Entry,
+    pub(super) entry: Arc<Entry>,
     /// Raw BM25.
     pub(super) score: f32,
     /// The share of what a plain match scores: an entry of average length that has every term of the
@@ -76,6 +113,47 @@ impl std::fmt::Debug for Index {
     }
 }
 
+impl Visible {
+    /// What `searcher` sees. Tables of segments that `before` had are kept.
+    fn of(
+        searcher: Searcher,
+        entries: &HashMap<AnswerId, Arc<Known>>,
+        before: &[Documents],
+    ) -> tantivy::Result<Self> {
+        let segments = searcher
+            .segment_readers()
+            .iter()
+            .map(|reader| {
+                let segment = reader.segment_id();
+                match before.iter().find(|known| known.segment == segment) {
+                    Some(known) => Ok(known.clone()),
+                    None => Ok(Documents { segment, entries: documents(reader, entries)? }),
+                }
+            })
+            .collect::<tantivy::Result<_>>()?;
+        Ok(Self { searcher, segments })
+    }
+
+    /// The entry of a document that a search has found.
+    fn entry(&self, found: DocAddress) -> Option<&Arc<Known>> {
+        let segment = self.segments.get(found.segment_ord as usize)?;
+        segment.entries.get(found.doc_id as usize)?.as_ref()
+    }
+}
+
+/// The entries of a segment's documents. One that was replaced or deleted before has any or none.
+fn documents(
+    segment: &SegmentReader,
+    entries: &HashMap<AnswerId, Arc<Known>>,
+) -> tantivy::Result<Arc<[Option<Arc<Known>>]>> {
+    let ids = segment.fast_fields().i64(ANSWER_ID)?;
+    let entry = |document| {
+        let id = i32::try_from(ids.first(document)?).ok()?;
+        entries.get(&AnswerId(id)).cloned()
+    };
+    Ok((0..segment.max_doc()).map(entry).collect())
+}
+
 impl Index {
     /// An empty index.
     pub(super) fn new() -> tantivy::Result<Self> {
@@ -86,50 +164,66 @@ impl Index {
                 .set_index_option(IndexRecordOption::WithFreqs),
         );
         let mut schema = Schema::builder();
+        let id = NumericOptions::default().set_indexed().set_fast();
         let fields = Fields {
-            answer_id: schema.add_i64_field("answer_id", NumericOptions::default().set_indexed()),
+            answer_id: schema.add_i64_field(ANSWER_ID, id),
             language: schema.add_text_field("language", STRING),
             text: schema.add_text_field("text", text),
-            entry: schema.add_text_field("entry", STORED),
         };
         let index = Tantivy::create_in_ram(schema.build());
         index.tokenizers().register(ANALYZER, analyzer());
-        let writer = index.writer_with_num_threads(1, WRITER_BYTES)?;
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
-        Ok(Self { fields, analyzer: analyzer(), reader, writer: Mutex::new(writer) })
+        let tantivy = index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let reader: IndexReader =
+            index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let entries = HashMap::new();
+        let visible = Visible::of(reader.searcher(), &entries, &[])?;
+        Ok(Self {
+            fields,
+            analyzer: analyzer(),
+            visible: RwLock::new(Arc::new(visible)),
+            writer: Mutex::new(Writer { tantivy, reader, entries }),
+        })
     }
 
-    /// An index of `entries`.
-    pub(super) fn of_entries(entries: &[Entry]) -> tantivy::Result<Self> {
+    /// An index of `entries`, of which none has the id of another.
+    pub(super) fn of_entries(entries: Vec<Entry>) -> tantivy::Result<Self> {
         let index = Self::new()?;
-        index.write(|writer| entries.iter().try_for_each(|entry| index.add(writer, entry)))?;
+        index.write(entries.into_iter().map(Change::Upsert).collect(), false)?;
         Ok(index)
     }
 
     /// Applies `changes` in order and makes them visible, all at once. Blocks.
-    pub(super) fn apply(&self, changes: &[Change]) -> tantivy::Result<()> {
-        self.write(|writer| {
-            changes.iter().try_for_each(|change| {
-                writer.delete_term(self.id_term(change.answer_id()));
-                match change {
-                    Change::Upsert(entry) => self.add(writer, entry),
-                    Change::Delete(_) => Ok(()),
-                }
-            })
-        })
+    pub(super) fn apply(&self, changes: Vec<Change>) -> tantivy::Result<()> {
+        self.write(changes, true)
     }
 
-    fn write(
-        &self,
-        write: impl FnOnce(&IndexWriter) -> tantivy::Result<()>,
-    ) -> tantivy::Result<()> {
+    /// Writes `changes`, over entries of the same ids if there may be any. Of an error nothing stays.
+    fn write(&self, changes: Vec<Change>, replace: bool) -> tantivy::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = write(&writer) {
-            writer.rollback()?;
+        let Writer { tantivy, reader, entries } = &mut *writer;
+        let written = changes.iter().try_for_each(|change| {
+            if replace {
+                tantivy.delete_term(self.id_term(change.answer_id()));
+            }
+            match change {
+                Change::Upsert(entry) => self.add(tantivy, entry),
+                Change::Delete(_) => Ok(()),
+            }
+        });
+        if let Err(error) = written.and_then(|()| tantivy.commit()) {
+            tantivy.rollback()?;
             return Err(error);
         }
-        writer.commit()?;
-        self.reader.reload()
+        for change in changes {
+            match change {
+                Change::Upsert(entry) => entries.insert(entry.answer_id, Arc::new(entry.into())),
+                Change::Delete(id) => entries.remove(&id),
+            };
+        }
+        reader.reload()?;
+        let visible = Visible::of(reader.searcher(), entries, &self.visible().segments)?;
+        *self.visible.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(visible);
+        Ok(())
     }
 
     fn add(&self, writer: &IndexWriter, entry: &Entry) -> tantivy::Result<()> {
@@ -142,32 +236,26 @@ impl Index {
             document.add_text(self.fields.text, question);
         }
         document.add_text(self.fields.text, &entry.answer);
-        document.add_text(self.fields.entry, serde_json::to_string(entry)?);
         writer.add_document(document)?;
         Ok(())
     }
 
+    fn visible(&self) -> Arc<Visible> {
+        Arc::clone(&self.visible.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// How many entries there are.
     pub(super) fn len(&self) -> u64 {
-        self.reader.searcher().num_docs()
+        self.visible().searcher.num_docs()
     }
 
-    /// Every entry, in no order.
-    pub(super) fn entries(&self) -> tantivy::Result<Vec<Entry>> {
-        let searcher = self.reader.searcher();
-        let mut entries = Vec::new();
-        for segment in searcher.segment_readers() {
-            let store = segment.get_store_reader(1)?;
-            for document in store.iter::<TantivyDocument>(segment.alive_bitset()) {
-                entries.push(self.stored(&document?)?);
-            }
-        }
-        Ok(entries)
-    }
-
-    fn stored(&self, document: &TantivyDocument) -> tantivy::Result<Entry> {
-        let json = document.get_first(self.fields.entry).and_then(|value| value.as_str());
-        Ok(serde_json::from_str(json.unwrap_or_default())?)
+    /// Every entry, by id.
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries: Vec<_> =
+            writer.entries.values().map(|known| Arc::clone(&known.entry)).collect();
+        entries.sort_unstable_by_key(|entry| entry.answer_id);
+        entries
     }
 
     fn id_term(&self, id: AnswerId) -> Term {
@@ -176,9 +264,9 @@ impl Index {
 
     /// The entries that share a term with the query, best first.
     pub(super) fn search(&self, query: &Query<'_>) -> tantivy::Result<Vec<Match>> {
-        let searcher = self.reader.searcher();
+        let visible = self.visible();
         let texts = self.terms(query.text);
-        let terms = self.weighted_terms(&searcher, &texts)?;
+        let terms = self.weighted_terms(&visible.searcher, &texts)?;
         if terms.is_empty() || query.most == 0 {
             return Ok(Vec::new());
         }
@@ -198,19 +286,28 @@ impl Index {
         }
         let top = TopDocs::with_limit(query.most + query.excluded.len()).order_by_score();
         let mut matches = Vec::new();
-        for (score, address) in searcher.search(&*scored, &top)? {
-            let entry = self.stored(&searcher.doc(address)?)?;
+        for (score, found) in visible.searcher.search(&*scored, &top)? {
+            let Some(known) = visible.entry(found) else { continue };
+            if query.excluded.contains(&known.entry.answer_id) {
+                continue;
+            }
+            let verbatim = matches.is_empty() && self.asks(known, &texts);
+            let entry = Arc::clone(&known.entry);
+            matches.push(Match { entry, score, coverage: (score / plain).min(1.0), verbatim });
             if matches.len() == query.most {
                 break;
             }
-            if query.excluded.contains(&entry.answer_id) {
-                continue;
-            }
-            let verbatim = matches.is_empty()
-                && entry.questions.iter().any(|question| self.terms(question) == texts);
-            matches.push(Match { entry, score, coverage: (score / plain).min(1.0), verbatim });
         }
         Ok(matches)
+    }
+
+    /// Whether a question of the entry has exactly these terms.
+    fn asks(&self, known: &Known, terms: &[String]) -> bool {
+        let questions = known.questions.get_or_init(|| {
+            let questions = known.entry.questions.iter();
+            questions.map(|question| hash(&self.terms(question))).collect()
+        });
+        questions.contains(&hash(terms))
     }
 
     /// The distinct terms of a text, sorted.
@@ -260,6 +357,19 @@ struct WeightedTerm {
     plain: f32,
 }
 
+impl From<Entry> for Known {
+    fn from(entry: Entry) -> Self {
+        Self { entry: Arc::new(entry), questions: OnceLock::new() }
+    }
+}
+
+/// One number for a list of terms.
+fn hash(terms: &[String]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    terms.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn exact(term: Term) -> Box<dyn TantivyQuery> {
     Box::new(TermQuery::new(term, IndexRecordOption::Basic))
 }
@@ -294,7 +404,7 @@ mod tests {
     }
 
     fn index() -> Index {
-        Index::of_entries(&[
+        Index::of_entries(vec![
             entry(1, "Why does the connection drop?", "en"),
             entry(2, "연결이 왜 끊기나요?", "ko-KR"),
             entry(3, "What is a deadline?", "en"),
@@ -315,7 +425,7 @@ mod tests {
     #[test]
     fn the_best_match_comes_first_and_scores_fall() {
         let matches = index().search(&query("connection drops why")).expect("a search");
-        assert_eq!(matches[0].entry, entry(1, "Why does the connection drop?", "en"));
+        assert_eq!(*matches[0].entry, entry(1, "Why does the connection drop?", "en"));
         assert!(matches.is_sorted_by(|a, b| a.score >= b.score));
         assert!(matches.iter().all(|found| found.coverage > 0.0 && found.coverage <= 1.0));
     }
@@ -357,7 +467,7 @@ mod tests {
     fn changes_are_visible_at_once_and_replace_by_id() {
         let index = index();
         index
-            .apply(&[
+            .apply(vec![
                 Change::Upsert(entry(1, "GOAWAY", "en")),
                 Change::Delete(AnswerId(3)),
                 Change::Delete(AnswerId(99)),
@@ -371,7 +481,50 @@ mod tests {
         assert_eq!(found(&index, &query("deadline")), [0; 0]);
         assert_eq!(found(&index, &query("twice")), [0; 0]);
         assert_eq!(found(&index, &query("thrice")), [5]);
-        assert_eq!(index.entries().expect("entries").len(), 4);
+        assert_eq!(index.entries().len(), 4);
+    }
+
+    /// Segments are merged as they grow in number, and documents move between them.
+    #[test]
+    fn what_is_found_is_the_newest_through_merges() {
+        let index =
+            Index::of_entries((1..=20).map(|id| entry(id, &format!("w{id}"), "")).collect())
+                .expect("an index");
+        for round in 1..=100 {
+            let id = round * 7 % 20 + 1;
+            let question = format!("w{id} round{round}");
+            let change = match round % 5 {
+                0 => Change::Delete(AnswerId(id)),
+                _ => Change::Upsert(entry(id, &question, "")),
+            };
+            index.apply(vec![change.clone()]).expect("applied");
+            let matches = index.search(&query(&question)).expect("a search");
+            let found = matches.iter().find(|found| found.entry.answer_id == AnswerId(id));
+            match change {
+                Change::Upsert(entry) => assert_eq!(*found.expect("the entry").entry, entry),
+                Change::Delete(_) => assert_eq!(found, None),
+            }
+        }
+        let segments = index.visible().segments.len();
+        assert!(segments < 50, "{segments} segments were never merged");
+        for entry in index.entries() {
+            let matches = index.search(&query(&entry.questions[0])).expect("a search");
+            assert_eq!((&matches[0].entry, matches[0].verbatim), (&entry, true));
+        }
+    }
+
+    #[test]
+    fn a_question_is_verbatim_in_any_order_and_only_while_the_entry_has_it() {
+        let index = index();
+        let verbatim = |text| index.search(&query(text)).expect("a search")[0].verbatim;
+        assert!(verbatim("deadline: what is a?"));
+        assert!(verbatim("What is a deadline?"));
+        assert!(!verbatim("deadline propagation"));
+        index
+            .apply(vec![Change::Upsert(entry(3, "propagation of a deadline", "en"))])
+            .expect("applied");
+        assert!(verbatim("deadline propagation"));
+        assert!(!verbatim("deadline: what is a?"));
     }
 
     #[test]
@@ -380,7 +533,7 @@ mod tests {
         let index = index();
         let terms = index.terms(&text);
         assert_eq!(terms.len(), 2_001);
-        let terms = index.weighted_terms(&index.reader.searcher(), &terms).expect("terms");
+        let terms = index.weighted_terms(&index.visible().searcher, &terms).expect("terms");
         assert_eq!(terms.len(), TERMS);
     }
 }

@@ -135,11 +135,11 @@ pub(super) fn change(request: proto::TeachRequest) -> Result<Change, String> {
     }
 }
 
-pub(super) fn ranked_answer(hit: Hit) -> proto::RankAnswersResponse {
+pub(super) fn ranked_answer(hit: &Hit) -> proto::RankAnswersResponse {
     proto::RankAnswersResponse {
         answer_id: hit.entry.answer_id.0,
         score: hit.score,
-        text: hit.entry.answer,
+        text: hit.entry.answer.clone(),
         confidence: hit.confidence,
     }
 }

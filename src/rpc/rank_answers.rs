@@ -1,7 +1,11 @@
 //! `RankAnswers`: what matches, best first.
 
 use super::{Chatbot, Error, convert, proto};
-use crate::{domain::AnswerId, error::Violation, knowledge::Query};
+use crate::{
+    domain::AnswerId,
+    error::Violation,
+    knowledge::{Hit, Query},
+};
 
 /// Answers where the caller does not say how many.
 const DEFAULT_ANSWERS: usize = 10;
@@ -11,10 +15,7 @@ const MOST_ANSWERS: usize = 100;
 const MOST_EXCLUDED: usize = 1000;
 
 impl Chatbot {
-    pub(super) fn rank(
-        &self,
-        request: &proto::RankAnswersRequest,
-    ) -> Result<Vec<proto::RankAnswersResponse>, Error> {
+    pub(super) fn rank(&self, request: &proto::RankAnswersRequest) -> Result<Vec<Hit>, Error> {
         let mut check = convert::Check::default();
         check.query("query", &request.query, self.limits.query_bytes);
         let most = match usize::try_from(request.max_answers) {
@@ -41,7 +42,8 @@ impl Chatbot {
             // Confidence depends on how far the first is ahead of the second.
             most: most.max(2),
         };
-        let hits = self.knowledge.search(&query)?;
-        Ok(hits.into_iter().take(most).map(convert::ranked_answer).collect())
+        let mut hits = self.knowledge.search(&query)?;
+        hits.truncate(most);
+        Ok(hits)
     }
 }

@@ -9,6 +9,7 @@ mod dump;
 mod file;
 mod knowledge;
 mod leases;
+mod memory;
 mod records;
 mod sweep;
 mod tables;

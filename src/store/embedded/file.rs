@@ -10,13 +10,12 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use redb::{
-    Builder, Database, DatabaseError, ReadOnlyDatabase, StorageError, backends::InMemoryBackend,
-};
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, StorageError};
 use tracing::{info, warn};
 
 use super::{
     super::Error,
+    memory::Memory,
     tables::{Fault, prepare, sound, write},
     turns::{Interrupted, interrupt_all},
 };
@@ -118,7 +117,7 @@ fn cached() -> Builder {
 pub(super) fn in_memory() -> Result<Database, Error> {
     Database::builder()
         .set_cache_size(CACHE_IN_MEMORY)
-        .create_with_backend(InMemoryBackend::new())
+        .create_with_backend(Memory::default())
         .map_err(|error| Error::Down(error.to_string()))
 }
 
