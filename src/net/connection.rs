@@ -30,8 +30,8 @@ use super::{
 use crate::{config::Connections, lifecycle::Lifecycle};
 
 /// Calls at a time on one connection. Each can pin a message and a send buffer, so this times
-/// (256 KiB + 64 KiB), and what is gathered of writes (32 KiB), is the worst that one peer can cost:
-/// 32 MiB.
+/// (256 KiB + 64 KiB), and what is gathered of writes (32 KiB), is the worst that a connection can cost:
+/// 32 MiB, and a message of each call more where it teaches or converses (README).
 const STREAMS: u32 = 100;
 /// Bytes of a call's headers.
 const HEADER_BYTES: u32 = 16 * 1024;

@@ -7,16 +7,16 @@
 use std::{
     future::{Future as _, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
 
@@ -76,11 +76,13 @@ pub(super) struct Generation {
     next: u64,
     /// The answer so far.
     text: String,
-    /// What of it is not in the log yet: events, and what is too short for one as long as more may come.
+    /// What of it is not in the log yet: events, and from where on it is too short for one as long as more
+    /// may come.
     ready: Vec<EventBody>,
-    pending: String,
-    /// When text was last logged.
-    logged: Option<Instant>,
+    pending: usize,
+    /// Whether text was logged, and when it is next: the first at once, then in the beat.
+    logged: bool,
+    beat: Instant,
 }
 
 /// What became of an append of the turn's owner.
@@ -96,7 +98,10 @@ enum Stored {
 
 /// What has happened.
 enum Woken {
-    Piece(Option<Result<Piece, engine::Error>>),
+    /// There is as much text as one append takes; or more than an answer may have, with which it ends.
+    Text(Option<EventBody>),
+    /// The engine's last word.
+    Last(Option<Result<engine::End, engine::Error>>),
     Closing,
     Alarm,
     /// The turn was asked to stop, or may have been.
@@ -116,6 +121,20 @@ async fn changed(mut readers: watch::Receiver<usize>) -> watch::Receiver<usize> 
     readers
 }
 
+/// Waits until `time` with an alarm that was maybe set for something else. One that is set too early is left:
+/// to set it costs more than to be woken in vain.
+fn poll_until(mut alarm: Pin<&mut Sleep>, time: Instant, context: &mut Context<'_>) -> Poll<()> {
+    loop {
+        if time < alarm.deadline() || alarm.is_elapsed() {
+            alarm.as_mut().reset(time);
+        }
+        ready!(alarm.as_mut().poll(context));
+        if time <= Instant::now() {
+            return Poll::Ready(());
+        }
+    }
+}
+
 /// What a run comes to.
 #[derive(Debug)]
 enum Verdict {
@@ -133,17 +152,19 @@ impl Generation {
         let watched = turns.0.watchers.runs(owner.key.digest());
         watched.recent().logged(logged);
         turns.0.metrics.running.inc();
+        let started = Instant::now();
         Self {
             turns,
             owner,
             hint,
             watched,
-            started: Instant::now(),
+            started,
             next: 1,
             text: String::new(),
             ready: Vec::new(),
-            pending: String::new(),
-            logged: None,
+            pending: 0,
+            logged: false,
+            beat: started,
         }
     }
 
@@ -190,28 +211,18 @@ impl Generation {
         let hint = self.hint.take().unwrap_or_else(|| self.turns.0.log.hint(&self.owner.key));
         let mut cancel = pin!(cancelled(hint));
         let mut joined = pin!(changed(self.watched.subscribe()));
-        let mut piece_first = true;
-        // One alarm for whatever is next: setting one for each piece and each reason would cost more than
-        // the piece.
+        // One alarm for whatever is next: setting one for each reason would cost more than a piece.
         let mut alarm = pin!(sleep_until(deadline));
         loop {
-            let beat = (self.has_text()).then(|| self.beat());
             let abandoned = alone.map(|since| since + terms.detach_grace);
-            let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten().min();
-            if let Some(next) = next.filter(|next| *next != alarm.deadline()) {
-                alarm.as_mut().reset(next);
-            }
             let mut ask_the_log = false;
             let woken = poll_fn(|context| {
-                // A piece first, since that is what mostly comes; but not only pieces.
-                if piece_first && let Poll::Ready(piece) = pieces.poll_next_unpin(context) {
-                    return Poll::Ready(Woken::Piece(piece));
+                // Pieces are gathered in here: most wait for the beat, and need nothing else.
+                if let Poll::Ready(woken) = self.gather(&mut pieces, context) {
+                    return Poll::Ready(woken);
                 }
                 if closing.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Woken::Closing);
-                }
-                if alarm.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Woken::Alarm);
                 }
                 if let Poll::Ready(hint) = cancel.as_mut().poll(context) {
                     return Poll::Ready(Woken::Cancelled(hint));
@@ -219,17 +230,18 @@ impl Generation {
                 if let Poll::Ready(readers) = joined.as_mut().poll(context) {
                     return Poll::Ready(Woken::Readers(readers));
                 }
-                if piece_first {
-                    Poll::Pending
-                } else {
-                    pieces.poll_next_unpin(context).map(Woken::Piece)
+                let beat = self.has_text().then_some(self.beat);
+                let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten();
+                let next = next.min().unwrap_or(deadline);
+                if beat == Some(next) && next <= Instant::now() {
+                    return Poll::Ready(Woken::Alarm);
                 }
+                poll_until(alarm.as_mut(), next, context).map(|()| Woken::Alarm)
             });
-            let woken = woken.await;
-            piece_first = !matches!(woken, Woken::Piece(_));
-            match woken {
+            match woken.await {
                 Woken::Closing => return self.at_the_end_of_the_server(),
-                Woken::Alarm => {
+                // Of an engine that is always ahead nothing else wakes us.
+                Woken::Alarm | Woken::Text(None) => {
                     let now = Instant::now();
                     if now >= deadline {
                         return Verdict::End(self.failed(FailureReason::Timeout));
@@ -247,7 +259,7 @@ impl Generation {
                     alone = (self.watched.readers() == 0).then(Instant::now);
                     joined.set(changed(readers));
                 }
-                Woken::Piece(Some(Err(engine::Error::Unavailable { why, retry_after })))
+                Woken::Last(Some(Err(engine::Error::Unavailable { why, retry_after })))
                     if self.text.is_empty() && tries < TRIES =>
                 {
                     warn!(turn = %self.owner.turn, why, tries, "asking the engine again");
@@ -255,9 +267,14 @@ impl Generation {
                     pieces = asked.answer_after(retry_after.unwrap_or(RETRY * tries));
                     tries += 1;
                 }
-                Woken::Piece(piece) => {
-                    let end = self.take(piece, &mut pieces);
-                    if let Some(verdict) = self.log_text(end).await {
+                Woken::Last(last) => {
+                    let end = self.end(last);
+                    if let Some(verdict) = self.log_text(Some(end)).await {
+                        return verdict;
+                    }
+                }
+                Woken::Text(Some(end)) => {
+                    if let Some(verdict) = self.log_text(Some(end)).await {
                         return verdict;
                     }
                 }
@@ -291,60 +308,57 @@ impl Generation {
 
     /// Whether there is text that is not in the log.
     fn has_text(&self) -> bool {
-        !self.ready.is_empty() || !self.pending.is_empty()
+        !self.ready.is_empty() || self.pending < self.text.len()
     }
 
-    /// When text is logged next: the first at once, then in the beat.
-    fn beat(&self) -> Instant {
-        let Some(logged) = self.logged else { return self.started };
-        let Inner { tick, metrics, .. } = &*self.turns.0;
-        tick.after(logged, self.owner.key.digest(), metrics.running.get())
-    }
-
-    /// Takes a piece and all that are ready behind it, up to what one append takes; returns the turn's end
-    /// if it is one.
-    fn take(
-        &mut self,
-        first: Option<Result<Piece, engine::Error>>,
-        pieces: &mut Pieces,
-    ) -> Option<EventBody> {
-        let mut next = Some(first);
-        while let Some(piece) = next {
-            match piece {
+    /// Takes the pieces that are ready, up to what one append takes.
+    fn gather(&mut self, pieces: &mut Pieces, context: &mut Context<'_>) -> Poll<Woken> {
+        loop {
+            match ready!(pieces.poll_next_unpin(context)) {
                 Some(Ok(Piece::Text(more))) => {
-                    if self.text.len() + more.len() > ANSWER_BYTES {
-                        return Some(self.cut(&more));
+                    let room = ANSWER_BYTES - self.text.len();
+                    self.text.push_str(&more[..more.floor_char_boundary(room)]);
+                    if more.len() > room {
+                        return Poll::Ready(Woken::Text(Some(self.too_long())));
                     }
-                    self.text.push_str(&more);
-                    self.pending.push_str(&more);
                 }
-                Some(Ok(Piece::End(end))) => return Some(completed(self.text.clone(), end)),
-                Some(Err(error)) => {
-                    warn!(
-                        turn = %self.owner.turn,
-                        %error,
-                        source = std::error::Error::source(&error),
-                        "the engine failed",
-                    );
-                    return Some(self.failed(error.reason()));
-                }
-                None => {
-                    warn!(turn = %self.owner.turn, "the engine ended without an end");
-                    return Some(self.failed(FailureReason::UpstreamTruncated));
-                }
+                Some(Ok(Piece::End(end))) => return Poll::Ready(Woken::Last(Some(Ok(end)))),
+                Some(Err(error)) => return Poll::Ready(Woken::Last(Some(Err(error)))),
+                None => return Poll::Ready(Woken::Last(None)),
             }
-            if self.pending.len() >= CHUNK {
+            if self.text.len() - self.pending >= CHUNK {
                 self.cut_off();
             }
-            next = if self.ready.len() < BATCH { pieces.next().now_or_never() } else { None };
+            if self.ready.len() >= BATCH {
+                return Poll::Ready(Woken::Text(None));
+            }
         }
-        None
     }
 
-    /// Makes an event of the text that is pending, whose buffer is used again.
+    /// The turn's end by the engine's last word.
+    fn end(&self, last: Option<Result<engine::End, engine::Error>>) -> EventBody {
+        match last {
+            Some(Ok(end)) => completed(self.text.clone(), end),
+            Some(Err(error)) => {
+                warn!(
+                    turn = %self.owner.turn,
+                    %error,
+                    source = std::error::Error::source(&error),
+                    "the engine failed",
+                );
+                self.failed(error.reason())
+            }
+            None => {
+                warn!(turn = %self.owner.turn, "the engine ended without an end");
+                self.failed(FailureReason::UpstreamTruncated)
+            }
+        }
+    }
+
+    /// Makes an event of the text that is pending.
     fn cut_off(&mut self) {
-        self.ready.push(EventBody::Delta(self.pending.as_str().into()));
-        self.pending.clear();
+        self.ready.push(EventBody::Delta(self.text[self.pending..].into()));
+        self.pending = self.text.len();
     }
 
     /// Logs the text that is not in the log, if its time has come or it is much, and the turn's end if
@@ -352,11 +366,11 @@ impl Generation {
     async fn log_text(&mut self, end: Option<EventBody>) -> Option<Verdict> {
         let due = end.is_some()
             || self.ready.len() >= BATCH
-            || (self.has_text() && Instant::now() >= self.beat());
+            || (self.has_text() && Instant::now() >= self.beat);
         if !due {
             return None;
         }
-        if !self.pending.is_empty() {
+        if self.pending < self.text.len() {
             self.cut_off();
         }
         let mut events = std::mem::take(&mut self.ready);
@@ -365,10 +379,12 @@ impl Generation {
         match (self.append(&events).await, outcome) {
             (Some(Stored::Yes { .. }), Some(outcome)) => Some(Verdict::Ended(outcome)),
             (Some(Stored::Yes { .. }), None) => {
+                let Inner { tick, metrics, .. } = &*self.turns.0;
                 let now = Instant::now();
-                if self.logged.replace(now).is_none() {
-                    let first = now - self.started;
-                    self.turns.0.metrics.first_delta.observe(first.as_secs_f64());
+                self.beat = tick.after(now, self.owner.key.digest(), metrics.running.get());
+                if !self.logged {
+                    self.logged = true;
+                    metrics.first_delta.observe((now - self.started).as_secs_f64());
                 }
                 None
             }
@@ -422,9 +438,10 @@ impl Generation {
 
     /// The server drops what is left. A turn of which nothing was shown is left to another replica.
     fn at_the_end_of_the_server(&self) -> Verdict {
-        match self.logged {
-            Some(_) => Verdict::End(self.failed(FailureReason::Interrupted)),
-            None => Verdict::Lost,
+        if self.logged {
+            Verdict::End(self.failed(FailureReason::Interrupted))
+        } else {
+            Verdict::Lost
         }
     }
 
@@ -436,10 +453,7 @@ impl Generation {
     }
 
     /// The end of an answer that is too long: as much of it as may be.
-    fn cut(&mut self, more: &str) -> EventBody {
-        let more = &more[..more.floor_char_boundary(ANSWER_BYTES - self.text.len())];
-        self.text.push_str(more);
-        self.pending.push_str(more);
+    fn too_long(&self) -> EventBody {
         let end = engine::End {
             answered: true,
             confidence: 0.0,

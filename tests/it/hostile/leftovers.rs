@@ -68,7 +68,7 @@ fn nothing_is_left_of_peers_that_have_gone() {
 #[test]
 fn answers_that_nobody_takes_end_and_cost_a_bounded_amount() {
     let folder = large_answers();
-    let server = Server::run(serve(&folder, &["server.stall_timeout=1s"]), folder);
+    let server = Server::run(serve(&folder, &["server.stall_timeout=3s"]), folder);
     let mut friend = Peer::polite(server.main);
     // Whatever is made at the first call has been made.
     assert_eq!(friend.check(SOON).code(), OK);
