@@ -32,7 +32,7 @@ use self::{
     file::{File, guarded, in_memory, open_file},
     leases::Leases,
     tables::{Fault, Tables, prepare},
-    writer::{Job, Metrics, Writer, job},
+    writer::{GROUP, Job, Metrics, Writer, job},
 };
 use super::{Error, hints::Hints};
 use crate::{
@@ -41,8 +41,6 @@ use crate::{
     health::Dependency,
 };
 
-/// Jobs that wait for the writer; more wait in their callers.
-const QUEUE: usize = 256;
 /// Time for a read or a commit, its wait for others included. A disk that hangs gives no error.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -79,7 +77,7 @@ impl Embedded {
         let newest = guarded(|| prepare(&database))?;
         let (revision, _) = watch::channel(newest);
         let file = Arc::new(File { path, database: RwLock::new(Some(database)) });
-        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (jobs, queue) = mpsc::channel(GROUP);
         let (hints, leases) = (Hints::default(), Arc::new(Leases::new(config.lease)));
         dependency.up();
         let writer = Writer {

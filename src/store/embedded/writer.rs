@@ -35,8 +35,9 @@ use super::{
 };
 use crate::{domain::Revision, health::Dependency};
 
-/// Jobs that share a commit at most.
-const GROUP: usize = 128;
+/// Jobs that wait, and share a commit, at most; more wait in their callers. With a thousand turns nobody has to
+/// wait for the second commit: a sync takes as long as hundreds of jobs.
+pub(super) const GROUP: usize = 1024;
 /// How often a store that is down is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often old things are looked for.

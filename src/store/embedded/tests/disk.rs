@@ -122,7 +122,7 @@ async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
     });
     hung.await.expect("a thread");
     // More than the queue takes.
-    let writes = (0..QUEUE + 200).map(|_| store.change(|_| Ok(())));
+    let writes = (0..GROUP + 200).map(|_| store.change(|_| Ok(())));
     let before = std::time::Instant::now();
     let (read, writes) = tokio::join!(
         store.read(&key, After::Sequence(Sequence(0)), 10, false),
