@@ -184,19 +184,26 @@ async fn an_owner_keeps_its_turn_however_long_its_commit_takes() {
     let (key, events) = (key(), [delta("a")]);
     let owner = begin(&store, &key, &says("hello")).await;
     let (go, going) = std::sync::mpsc::sync_channel(1);
+    let (alone, waiting) = tokio::sync::oneshot::channel();
     let (slow, slowing) = tokio::sync::oneshot::channel();
-    let mut slow = Some(slow);
-    let (held, appended, slowed, (), reaped) = tokio::join!(
-        // The writer waits here, so that the next two share a transaction.
-        store.change(move |_| Ok(going.recv().is_ok())),
-        store.append(&owner, 1, &events),
-        store.change(move |tables| {
-            let _ = slow.take().map(|slow| slow.send(()));
-            tables.effects.changed = true;
-            std::thread::sleep(LEASE * 2);
-            Ok(())
+    let (mut alone, mut slow) = (Some(alone), Some(slow));
+    let slow = store.change(move |tables| {
+        let _ = slow.take().map(|slow| slow.send(()));
+        tables.effects.changed = true;
+        std::thread::sleep(LEASE * 2);
+        Ok(())
+    });
+    let (held, (appended, slowed, ()), reaped) = tokio::join!(
+        // The writer waits here, alone, so that the next two share a transaction.
+        store.change(move |_| {
+            let _ = alone.take().map(|alone| alone.send(()));
+            Ok(going.recv().is_ok())
         }),
-        async move { go.send(()).expect("the writer waits") },
+        async {
+            waiting.await.expect("a transaction that waits");
+            let go = async { go.send(()).expect("the writer waits") };
+            tokio::join!(store.append(&owner, 1, &events), slow, go)
+        },
         async {
             slowing.await.expect("a slow transaction");
             store.reap(&key).await
