@@ -233,6 +233,7 @@ impl Generation {
                 let beat = self.has_text().then_some(self.beat);
                 let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten();
                 let next = next.min().unwrap_or(deadline);
+                // Text that has missed its beat, as the first: no timer is quicker than a millisecond.
                 if beat == Some(next) && next <= Instant::now() {
                     return Poll::Ready(Woken::Alarm);
                 }

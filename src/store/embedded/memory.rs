@@ -27,7 +27,7 @@ struct Pieces {
 }
 
 impl Memory {
-    // A panic in here would be one of the two slices below, before anything has changed.
+    // Whether they are poisoned means nothing: nothing panics while it holds them.
     fn read_lock(&self) -> RwLockReadGuard<'_, Pieces> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
