@@ -1,18 +1,22 @@
 //! One call on one connection: what the connection needs to know about it.
 //!
 //! hyper spawns every request on the executor that it is given, which is why the executor is ours: it
-//! sees a call to the end of its last frame, and can end one whose peer takes nothing.
+//! sees a call to the end of its last frame, and can end one whose peer takes nothing. And it makes a task
+//! only of what has to wait: most calls are answered at once, by their connection when it has read all
+//! that there was, so that their answers leave together and no call pays for a task.
 
 use std::{
     convert::Infallible,
+    fmt,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll, Waker, ready},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,6 +32,10 @@ use super::{
     wire::Heard,
 };
 use crate::{lifecycle::Lifecycle, pb};
+
+/// For how long a connection runs its new calls itself. The rest become tasks, so that calls which compute
+/// get other processors than the one that reads their connection.
+const OWN_TIME: Duration = Duration::from_micros(100);
 
 /// What answers the calls of all connections.
 pub trait Routes:
@@ -104,6 +112,8 @@ pub(super) struct Calls {
     /// The call that `call` has just begun and `execute` is about to run: hyper does one right after
     /// the other.
     begun: Mutex<Option<Call>>,
+    /// Calls that nobody has run yet.
+    new: Mutex<Vec<Work>>,
 }
 
 /// A call that has not ended.
@@ -152,12 +162,40 @@ impl Calls {
         heard: Arc<Heard>,
         stall_timeout: Duration,
     ) -> Self {
-        let (ending, begun) = (Ending::default(), Mutex::default());
-        Self { life, activity, heard, ending, stall_timeout, begun }
+        let (ending, begun, new) = (Ending::default(), Mutex::default(), Mutex::default());
+        Self { life, activity, heard, ending, stall_timeout, begun, new }
     }
 
     fn take_begun(&self) -> Option<Call> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn new_calls(&self) -> MutexGuard<'_, Vec<Work>> {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs the new calls up to where they have to wait, and makes tasks of those.
+    fn run_new(&self) {
+        let new = std::mem::take(&mut *self.new_calls());
+        if new.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let mut own = true;
+        // A task asks again, with its own waker, before it waits.
+        let mut context = Context::from_waker(Waker::noop());
+        for mut work in new {
+            if own {
+                let future = work.future.as_mut();
+                // A panic ends this call alone, as it would a task: to drop the work resets the stream.
+                let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut context)));
+                own = start.elapsed() < OWN_TIME;
+                if !matches!(polled, Ok(Poll::Pending)) {
+                    continue;
+                }
+            }
+            self.life.spawn_work(work);
+        }
     }
 
     fn begin(&self, path: &str) -> Arc<Offer> {
@@ -182,17 +220,55 @@ where
 {
     fn execute(&self, work: F) {
         let call = self.0.take_begun();
+        let is_call = call.is_some();
         // Boxed here, since a future is copied each time it is handed on, and once more when it ends: of a
         // kilobyte, that made ten kilobytes for a call.
         let future = Box::pin(work);
         let limit = self.0.stall_timeout;
-        self.0.life.spawn_work(Work { future, call, limit, stalled: None });
+        let work = Work { future, call, limit, stalled: None };
+        if is_call {
+            self.0.new_calls().push(work);
+        } else {
+            self.0.life.spawn_work(work);
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A connection that runs what it has begun.
+    pub(super) struct Serving<C> {
+        #[pin]
+        connection: C,
+        calls: Arc<Calls>,
+    }
+}
+
+impl<C> Serving<C> {
+    pub(super) fn new(connection: C, calls: Arc<Calls>) -> Self {
+        Self { connection, calls }
+    }
+
+    /// hyper's part of it.
+    pub(super) fn connection(self: Pin<&mut Self>) -> Pin<&mut C> {
+        self.project().connection
+    }
+}
+
+impl<C: Future> Future for Serving<C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        let this = self.project();
+        let polled = this.connection.poll(context);
+        // An answer wakes the connection, which writes it when it is polled again.
+        this.calls.run_new();
+        polled
     }
 }
 
 /// What hyper wants to be run, to its end or to that of a peer's patience.
-struct Work<F> {
-    future: Pin<Box<F>>,
+struct Work {
+    future: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// `None` for what is no call.
     call: Option<Call>,
     limit: Duration,
@@ -200,7 +276,13 @@ struct Work<F> {
     stalled: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-impl<F: Future<Output = ()>> Future for Work<F> {
+impl fmt::Debug for Work {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Work").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl Future for Work {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -339,5 +421,86 @@ impl<B: Body> Body for ResponseBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::rt::Executor as _;
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::{super::governor::Governor, *};
+
+    /// A connection that begins these calls when it is polled, and never ends.
+    fn serving(
+        calls: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    ) -> impl Future<Output = Infallible> {
+        let permit = Governor::new(1, 1, Vec::new()).admit(([10, 0, 0, 1], 1).into());
+        let activity = Arc::clone(permit.expect("the first").activity());
+        let limit = Duration::from_secs(20);
+        let shared = Arc::new(Calls::new(Lifecycle::new(), activity, Arc::default(), limit));
+        let executor = Executor(Arc::clone(&shared));
+        let mut calls = Some(calls);
+        let connection = std::future::poll_fn(move |_| {
+            for call in calls.take().into_iter().flatten() {
+                executor.0.begin("/chatbot.v1.Chatbot/Ask");
+                executor.execute(call);
+            }
+            Poll::Pending
+        });
+        Serving::new(connection, shared)
+    }
+
+    /// The task that polls.
+    fn task() -> Option<tokio::task::Id> {
+        tokio::task::try_id()
+    }
+
+    #[tokio::test]
+    async fn a_call_that_need_not_wait_is_no_task_and_one_that_has_to_is() {
+        let (told, mut tasks) = mpsc::channel(2);
+        let (go, gone) = oneshot::channel::<()>();
+        let (first, second) = (told.clone(), told);
+        let mut connection = Box::pin(serving(vec![
+            Box::pin(async move { first.try_send(("at once", task())).expect("the test listens") }),
+            Box::pin(async move {
+                gone.await.expect("it is let go");
+                second.try_send(("waited", task())).expect("the test listens");
+            }),
+        ]));
+        assert!(futures_util::poll!(connection.as_mut()).is_pending());
+        // The test itself is no task, so neither is what it polls.
+        assert_eq!(tasks.try_recv(), Ok(("at once", None)));
+        go.send(()).expect("it waits");
+        let (name, task) = tasks.recv().await.expect("it goes on");
+        assert_eq!((name, task.is_some()), ("waited", true));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_ends_itself_and_no_other() {
+        let (told, mut ended) = mpsc::channel(2);
+        let mut connection = Box::pin(serving(vec![
+            Box::pin(async { panic!("on purpose") }),
+            Box::pin(async move { told.try_send(()).expect("the test listens") }),
+        ]));
+        assert!(futures_util::poll!(connection.as_mut()).is_pending());
+        assert_eq!(ended.recv().await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_computes_for_long_leaves_the_others_to_other_processors() {
+        let (told, mut tasks) = mpsc::channel(2);
+        let next = told.clone();
+        let mut connection = Box::pin(serving(vec![
+            Box::pin(async move {
+                let start = Instant::now();
+                while start.elapsed() < OWN_TIME {}
+                told.try_send(task()).expect("the test listens");
+            }),
+            Box::pin(async move { next.try_send(task()).expect("the test listens") }),
+        ]));
+        assert!(futures_util::poll!(connection.as_mut()).is_pending());
+        assert_eq!(tasks.try_recv(), Ok(None));
+        assert!(tasks.recv().await.expect("it runs").is_some());
     }
 }

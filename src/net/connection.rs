@@ -22,7 +22,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    call::{Calls, Executor, Routes, Service},
+    call::{Calls, Executor, Routes, Service, Serving},
     coalesce::{Coalesce, Writes},
     governor::Activity,
     wire::{Heard, Wire},
@@ -135,7 +135,8 @@ where
     let service = Service { routes, calls: Arc::clone(&calls), extensions };
     let stream = Coalesce::new(stream, writes.clone());
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
-    let mut connection = pin!(builder.serve_connection(stream, service));
+    let connection = builder.serve_connection(stream, service);
+    let mut connection = pin!(Serving::new(connection, Arc::clone(&calls)));
     let old = Instant::now() + limits.max_age.mul_f64(1.0 + spread / 10.0);
 
     // Speaking. Nothing is lost by dropping a peer that has not said what it wants.
@@ -160,7 +161,7 @@ where
 
     // Leaving. A call may have crossed the GOAWAY, so even an idle connection has a grace; but one
     // without a call, such as that of a peer which answers nothing, is not waited for.
-    connection.as_mut().graceful_shutdown();
+    connection.as_mut().connection().graceful_shutdown();
     let (grace, announced) = match reason {
         // The lifecycle ends this grace, for all connections together.
         Reason::Drain => (Duration::MAX, life.time_left().unwrap_or_default()),

@@ -75,22 +75,27 @@ async fn connection_drops() {
     let mut seen = vec![next(&mut stream).await, next(&mut stream).await];
     drop(stream);
     let mut cuts = 0;
-    let mut said = 1;
-    loop {
+    for _ in 0..100 {
         let again = after(&request, seen.last().expect("events"));
-        let mut stream = chat(&mut b.chatbot().await, &again).await;
+        let stream = match b.chatbot().await.chat(again).await {
+            Ok(stream) => stream.into_inner(),
+            // On a busy machine a connection may be old before it is asked.
+            Err(status) => {
+                assert_eq!(reason(&status), "DRAINING");
+                continue;
+            }
+        };
         // One piece a connection, then its age ends it.
-        played.say(&format!("{said} ")).await;
-        said += 1;
-        seen.push(next(&mut stream).await);
+        cuts += 1;
+        played.say(&format!("{cuts} ")).await;
         let (more, status) = rest(stream).await;
         seen.extend(more);
         assert_eq!(reason(&status.expect("cut by age")), "DRAINING");
-        cuts += 1;
         if cuts == 5 {
             break;
         }
     }
+    assert_eq!(cuts, 5);
     played.end().await;
     let again = after(&request, seen.last().expect("events"));
     let (more, status) = rest(chat(&mut a.chatbot().await, &again).await).await;
