@@ -7,6 +7,7 @@
 mod conversations;
 mod dump;
 mod file;
+mod journal;
 mod knowledge;
 mod leases;
 mod memory;
@@ -30,6 +31,7 @@ use tracing::error;
 pub use self::dump::{Selection, dump};
 use self::{
     file::{File, guarded, in_memory, open_file},
+    journal::Journal,
     leases::Leases,
     tables::{Fault, Tables, prepare},
     writer::{GROUP, Job, Metrics, Writer, job},
@@ -76,7 +78,8 @@ impl Embedded {
         };
         let newest = guarded(|| prepare(&database))?;
         let (revision, _) = watch::channel(newest);
-        let file = Arc::new(File { path, database: RwLock::new(Some(database)) });
+        let (database, journal) = (RwLock::new(Some(database)), Journal::default());
+        let file = Arc::new(File { path, database, journal });
         let (jobs, queue) = mpsc::channel(GROUP);
         let (hints, leases) = (Hints::default(), Arc::new(Leases::new(config.lease)));
         dependency.up();

@@ -11,6 +11,7 @@ use super::{
     },
     Embedded,
     file::down,
+    journal::Journal,
     leases::Leases,
     records::{Conversation, Request},
     tables::{CONVERSATIONS, EVENTS, REQUESTS, decode, named},
@@ -64,8 +65,9 @@ impl ConversationLog for Embedded {
         watching: bool,
     ) -> Result<Page, Error> {
         let (leases, digest) = (Arc::clone(&self.leases), key.digest());
+        let file = Arc::clone(&self.file);
         self.look(move |database| {
-            let page = read(database, &leases, digest, after, most)?;
+            let page = read(database, &file.journal, &leases, digest, after, most)?;
             if watching && page.active.is_some() {
                 leases.watch(digest);
             }
@@ -109,11 +111,18 @@ impl ConversationLog for Embedded {
 
 fn read(
     database: &Database,
+    journal: &Journal,
     leases: &Leases,
     digest: ConversationDigest,
     after: After,
     most: usize,
 ) -> Result<Page, Error> {
+    let sequence = match after {
+        After::Sequence(sequence) => sequence,
+        After::Position(position) => position.sequence,
+    };
+    // Before the snapshot, so that what is moved out of it meanwhile is in there.
+    let held = journal.events(digest, sequence);
     let transaction = database.begin_read().map_err(down)?;
     let conversations = transaction.open_table(CONVERSATIONS).map_err(down)?;
     let events = transaction.open_table(EVENTS).map_err(down)?;
@@ -123,29 +132,41 @@ fn read(
     let active = conversation
         .active()
         .map(|turn| Active { turn: turn.request, orphaned: leases.over(digest) });
-    let after = match after {
-        After::Sequence(sequence) => sequence,
-        After::Position(position) => {
-            let event = events.get((&digest.0, position.sequence.0)).map_err(down)?;
-            let event: Event = decode(event.ok_or(Error::PositionUnknown)?.value(), what)?;
-            if event.position != position {
-                return Err(Error::PositionUnknown);
-            }
-            position.sequence
+    if let After::Position(position) = after {
+        let row = events.get((&digest.0, sequence.0)).map_err(down)?;
+        let event: Event = match (&row, held.first()) {
+            (Some(row), _) => decode(row.value(), what)?,
+            (None, Some((first, bytes))) if *first == sequence => decode(bytes, what)?,
+            _ => return Err(Error::PositionUnknown),
+        };
+        if event.position != position {
+            return Err(Error::PositionUnknown);
         }
-    };
+    }
     // Nothing comes after the greatest number.
     let mut page = Page { events: Vec::new(), active, more: false };
-    let Some(from) = after.0.checked_add(1) else { return Ok(page) };
+    let Some(from) = sequence.0.checked_add(1) else { return Ok(page) };
     let mut size = 0;
+    let mut take = |bytes: &[u8]| {
+        size += bytes.len();
+        page.more = page.events.len() == most || (!page.events.is_empty() && size > PAGE_BYTES);
+        if !page.more {
+            page.events.push(decode(bytes, what)?);
+        }
+        Ok::<_, Error>(page.more)
+    };
+    let mut last = sequence;
     for row in events.range((&digest.0, from)..=(&digest.0, u64::MAX)).map_err(down)? {
-        let bytes = row.map_err(down)?.1;
-        size += bytes.value().len();
-        if page.events.len() == most || (!page.events.is_empty() && size > PAGE_BYTES) {
-            page.more = true;
+        let (key, bytes) = row.map_err(down)?;
+        if take(bytes.value())? {
+            return Ok(page);
+        }
+        last = Sequence(key.value().1);
+    }
+    for (sequence, bytes) in held {
+        if sequence > last && take(&bytes)? {
             break;
         }
-        page.events.push(decode(bytes.value(), what)?);
     }
     Ok(page)
 }

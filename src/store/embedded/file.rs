@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     super::Error,
+    journal::Journal,
     memory::Memory,
     tables::{Fault, prepare, sound, write},
     turns::{Interrupted, interrupt_all},
@@ -31,6 +32,8 @@ pub(super) struct File {
     /// `None` for a store in memory.
     pub(super) path: Option<PathBuf>,
     pub(super) database: RwLock<Option<Database>>,
+    /// What it holds outside of its tables.
+    pub(super) journal: Journal,
 }
 
 impl File {
@@ -47,7 +50,9 @@ impl File {
     /// has nothing to open: either it still takes writes or it is gone.
     pub(super) fn reopen(&self) -> Result<(), Error> {
         let Some(path) = &self.path else {
-            return self.with(|database| prepare(database).map(drop));
+            self.with(prepare)?;
+            self.journal.clear();
+            return Ok(());
         };
         let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // The file's lock is held until the old one is gone.
@@ -60,6 +65,7 @@ impl File {
             prepare(&database)?;
             Ok(database)
         })?;
+        self.journal.clear();
         *guard = Some(database);
         Ok(())
     }
@@ -173,8 +179,9 @@ pub(super) fn open_file(path: &Path, set_aside: bool) -> Result<Database, Error>
 /// Checks what another process has left, and ends the turns that it had open.
 fn take_over(database: &Database) -> Result<(), Error> {
     sound(database)?;
-    let (interrupted, _) =
-        write(database, |tables| interrupt_all(tables).map_err(Fault::into_error))?;
+    let (interrupted, _) = write(database, &Journal::default(), |tables| {
+        interrupt_all(tables).map_err(Fault::into_error)
+    })?;
     let Interrupted { turns, traced } = interrupted;
     if turns > 0 {
         info!(turns, "turns that were open are ended as interrupted");

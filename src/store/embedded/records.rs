@@ -86,11 +86,14 @@ impl Tables<'_> {
         &self,
         digest: ConversationDigest,
     ) -> Result<Option<Conversation>, Fault> {
+        if let Some(held) = self.held(digest) {
+            return Ok(Some(held));
+        }
         let Some(bytes) = self.conversations.get(&digest.0)? else { return Ok(None) };
         Ok(Some(decode(bytes.value(), || named(&digest.0))?))
     }
 
-    /// Writes a conversation that was touched now. A new one is looked at again once its time is over.
+    /// Writes a conversation that was touched now, and the deltas that were held.
     pub(super) fn put_conversation(
         &mut self,
         digest: ConversationDigest,
@@ -98,6 +101,16 @@ impl Tables<'_> {
         now: SystemTime,
     ) -> Result<(), Fault> {
         conversation.touched = millis(now);
+        self.settle_events(digest)?;
+        self.put_record(digest, conversation)
+    }
+
+    /// Writes a conversation's record. A new one is looked at again once its time is over.
+    pub(super) fn put_record(
+        &mut self,
+        digest: ConversationDigest,
+        conversation: &Conversation,
+    ) -> Result<(), Fault> {
         let bytes = encode(conversation)?;
         self.effects.changed = true;
         let before = self.conversations.insert(&digest.0, bytes.as_slice())?;
@@ -130,7 +143,8 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Logs an event at the conversation's next place, and returns it.
+    /// Logs an event at the conversation's next place, and returns it. The conversation has to be written
+    /// or held after it; a delta is held until then.
     pub(super) fn log(
         &mut self,
         digest: ConversationDigest,
@@ -143,7 +157,11 @@ impl Tables<'_> {
         let event = Event { position: Position::random(sequence), turn, time: now, body };
         let bytes = encode(&event)?;
         self.effects.changed = true;
-        self.events.insert((&digest.0, sequence.0), bytes.as_slice())?;
+        if let EventBody::Delta(_) = event.body {
+            self.add(digest, sequence, &bytes);
+        } else {
+            self.events.insert((&digest.0, sequence.0), bytes.as_slice())?;
+        }
         conversation.counter = sequence;
         Ok(event)
     }

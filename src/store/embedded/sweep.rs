@@ -78,6 +78,7 @@ fn sweep_conversations(
             tables.idle.insert((touched, &digest), ())?;
             continue;
         }
+        tables.settle(ConversationDigest(digest))?;
         // The record is last: as long as it is there, the conversation cannot begin anew.
         if !remove_rows(tables, &digest, left)? {
             break;

@@ -3,6 +3,8 @@
 //! Values are JSON: they are read far less often than written, are small, and can be looked at. Keys
 //! are of fixed size and in the order in which they are read.
 
+use std::collections::HashMap;
+
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, StorageError, Table, TableDefinition,
     WriteTransaction,
@@ -12,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     super::{Error, place},
     file::down,
+    journal::{Draft, Journal},
     records::{Conversation, Request},
 };
 use crate::domain::{Change, ConversationDigest, Event, Revision};
@@ -33,14 +36,16 @@ pub(super) const CONVERSATIONS: Definition<&Id, &[u8]> = TableDefinition::new("c
 pub(super) const EVENTS: Definition<(&Id, u64), &[u8]> = TableDefinition::new("events");
 /// [`Request`] by digest and request id.
 pub(super) const REQUESTS: Definition<(&Id, &Id), &[u8]> = TableDefinition::new("requests");
+/// Deltas of turns that run, by number of commit: digest, length of 4 bytes and [`Event`] for each.
+pub(super) const JOURNAL: Definition<u64, &[u8]> = TableDefinition::new("journal");
 /// One row for each conversation: a time, in milliseconds, before which it is not forgotten, and its
 /// digest. Not moved with every event, only when that time has come.
 pub(super) const IDLE: Definition<(u64, &Id), ()> = TableDefinition::new("idle");
 /// Turns whose deltas have not expired: when the turn ended, its digest and its start; its end.
 pub(super) const ENDED: Definition<(u64, &Id, u64), u64> = TableDefinition::new("ended");
 
-/// The layout of the tables. A newer one is refused, never guessed at. 1 had no conversations.
-pub(super) const FORMAT: u64 = 2;
+/// The layout of the tables. A newer one is refused, never guessed at. 1 had no conversations, 2 no journal.
+pub(super) const FORMAT: u64 = 3;
 
 /// Why a job has failed.
 #[derive(Debug)]
@@ -83,6 +88,10 @@ pub(super) struct Tables<'t> {
     pub(super) requests: Table<'t, (&'static Id, &'static Id), &'static [u8]>,
     pub(super) idle: Table<'t, (u64, &'static Id), ()>,
     pub(super) ended: Table<'t, (u64, &'static Id, u64), u64>,
+    /// The rows of the journal, what is held of them, and what this transaction changes of that.
+    pub(super) rows: Table<'t, u64, &'static [u8]>,
+    pub(super) journal: &'t Journal,
+    pub(super) drafts: HashMap<ConversationDigest, Draft>,
     pub(super) effects: Effects,
 }
 
@@ -98,7 +107,7 @@ pub(super) struct Effects {
 }
 
 impl<'t> Tables<'t> {
-    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, Error> {
+    fn open(transaction: &'t WriteTransaction, journal: &'t Journal) -> Result<Self, Error> {
         Ok(Self {
             meta: transaction.open_table(META).map_err(down)?,
             knowledge_log: transaction.open_table(KNOWLEDGE_LOG).map_err(down)?,
@@ -108,6 +117,9 @@ impl<'t> Tables<'t> {
             requests: transaction.open_table(REQUESTS).map_err(down)?,
             idle: transaction.open_table(IDLE).map_err(down)?,
             ended: transaction.open_table(ENDED).map_err(down)?,
+            rows: transaction.open_table(JOURNAL).map_err(down)?,
+            journal,
+            drafts: HashMap::new(),
             effects: Effects::default(),
         })
     }
@@ -116,17 +128,21 @@ impl<'t> Tables<'t> {
 /// Runs `change` in a transaction of its own, and commits it if it has changed something.
 pub(super) fn write<T>(
     database: &Database,
+    journal: &Journal,
     change: impl FnOnce(&mut Tables<'_>) -> Result<T, Error>,
 ) -> Result<(T, Effects), Error> {
     let transaction = database.begin_write().map_err(down)?;
-    let (outcome, effects) = {
-        let mut tables = Tables::open(&transaction)?;
+    let (outcome, written, effects) = {
+        let mut tables = Tables::open(&transaction, journal)?;
         let outcome = change(&mut tables)?;
-        (outcome, std::mem::take(&mut tables.effects))
+        let written = tables.effects.changed.then(|| tables.write_journal());
+        let written = written.transpose().map_err(Fault::into_error)?;
+        (outcome, written, std::mem::take(&mut tables.effects))
     };
-    if effects.changed {
+    if let Some(written) = written {
         // The default durability: returns after the fsync.
         transaction.commit().map_err(down)?;
+        journal.committed(written);
     } else {
         transaction.abort().map_err(down)?;
     }
@@ -145,15 +161,17 @@ pub(super) fn decode<T: DeserializeOwned>(
         .map_err(|error| Error::Corrupt(format!("{}: {}", what(), place(&error))))
 }
 
-/// Makes the tables where they are missing, and checks the format by a write that reaches the disk.
+/// Makes the tables where they are missing, checks the format by a write that reaches the disk, and puts
+/// what is in the journal where it belongs.
 pub(super) fn prepare(database: &Database) -> Result<Revision, Error> {
-    let (newest, _) = write(database, |tables| {
+    let (newest, _) = write(database, &Journal::default(), |tables| {
         let format = tables.meta.get("format").map_err(down)?.map(|format| format.value());
         if let Some(newer) = format.filter(|format| *format > FORMAT) {
             return Err(Error::Newer { format: newer, known: FORMAT });
         }
         tables.meta.insert("format", FORMAT).map_err(down)?;
         tables.effects.changed = true;
+        tables.replay().map_err(Fault::into_error)?;
         let newest = tables.meta.get("knowledge_revision").map_err(down)?;
         Ok(newest.map_or(0, |revision| revision.value()))
     })?;

@@ -13,7 +13,7 @@ use super::{
         contract::{self, Replicas},
     },
     sweep::{DELTAS, Swept, sweep},
-    tables::{CONVERSATIONS, ENDED, EVENTS, IDLE, KNOWLEDGE_LOG, META, REQUESTS},
+    tables::{CONVERSATIONS, ENDED, EVENTS, IDLE, JOURNAL, KNOWLEDGE_LOG, META, REQUESTS},
     *,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
 
 mod conversations;
 mod disk;
+mod journal;
 
 const LEASE: Duration = Duration::from_millis(500);
 const RETENTION: Duration = Duration::from_hours(1);
@@ -157,6 +158,29 @@ async fn a_newer_format_is_refused() {
     drop(database);
     let error = open(&url).expect_err("it is newer").to_string();
     assert!(error.contains("format 99"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_of_before_the_journal_is_taken_over() {
+    let folder = folder();
+    let (path, url) = file(&folder);
+    let store = open(&url).expect("a new store");
+    let key = key();
+    let owner = begin(&store, &key, &says("hello")).await;
+    store.append(&owner, 1, &[delta("a")]).await.expect("an append");
+    drop(store);
+    let database = Database::create(&path).expect("the database");
+    let transaction = database.begin_write().expect("a transaction");
+    transaction.open_table(META).expect("a table").insert("format", 2).expect("an insert");
+    assert!(transaction.delete_table(JOURNAL).expect("a table"));
+    transaction.commit().expect("a commit");
+    drop(database);
+    let store = open(&url).expect("the store");
+    let ends = read(&store, &key).await.events.pop().map(|event| event.body);
+    assert_eq!(ends, Some(interrupted("a")));
+    let owner = begin(&store, &key, &says("more")).await;
+    store.append(&owner, 1, &[delta("b")]).await.expect("an append");
+    assert_eq!(read(&store, &key).await.events.len(), 5);
 }
 
 #[tokio::test]

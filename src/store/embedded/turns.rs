@@ -10,7 +10,7 @@ use redb::ReadableTable as _;
 use super::{
     super::{Appended, Begin, Begun, Error, Owner, Reaped},
     leases::Leases,
-    records::{Conversation, Request, Turn},
+    records::{Conversation, Request, Turn, millis},
     tables::{Fault, Id, Tables, decode, named},
 };
 use crate::{
@@ -207,7 +207,12 @@ pub(super) fn append(
     }
     let last = turn.last;
     conversation.turn = Some(turn);
-    tables.put_conversation(digest, &mut conversation, now)?;
+    if ends {
+        tables.put_conversation(digest, &mut conversation, now)?;
+    } else {
+        conversation.touched = millis(now);
+        tables.hold(digest, conversation);
+    }
     tables.effects.grown.push(digest);
     tables.effects.owned.push(digest);
     leases.renew(digest);
@@ -216,7 +221,7 @@ pub(super) fn append(
 
 /// Where the turn's event of that number is, which is not its newest where an old append is repeated.
 fn place(
-    tables: &Tables<'_>,
+    tables: &mut Tables<'_>,
     digest: ConversationDigest,
     turn: &Turn,
     number: u64,
@@ -225,6 +230,7 @@ fn place(
     if newer == 0 {
         return Ok(turn.last);
     }
+    tables.settle(digest)?;
     let range = (&digest.0, turn.start.0)..=(&digest.0, turn.last.0);
     for row in tables.events.range(range)?.rev() {
         let event: Event = decode(row?.1.value(), || named(&digest.0))?;

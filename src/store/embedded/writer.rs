@@ -115,6 +115,19 @@ impl Writer {
                 return;
             }
         }
+        self.settle();
+    }
+
+    /// A file that is closed has nothing in its journal, for whoever looks at it.
+    fn settle(&self) {
+        let settled = self.file.with(|database| {
+            write(database, &self.file.journal, |tables| {
+                tables.settle_all().map_err(Fault::into_error)
+            })
+        });
+        if let Err(error) = settled {
+            warn!(%error, "deltas are left in the journal, the next start puts them in their place");
+        }
     }
 
     /// The jobs that wait, as many as share a commit; none if there are none until `until`. `None` if
@@ -149,7 +162,7 @@ impl Writer {
         let effects = loop {
             let mut spoilt = None;
             let written = self.file.with(|database| {
-                write(database, |tables| {
+                write(database, &self.file.journal, |tables| {
                     for (index, job) in group.iter_mut().enumerate() {
                         let error = match caught(|| job(Step::Run(tables))) {
                             Ok(Ok(())) => continue,
@@ -203,7 +216,7 @@ impl Writer {
     fn sweep(&self) -> Result<Swept, Error> {
         self.leases.forget();
         let swept = self.file.with(|database| {
-            write(database, |tables| {
+            write(database, &self.file.journal, |tables| {
                 sweep(tables, self.retention, SystemTime::now()).map_err(Fault::into_error)
             })
         });

@@ -226,7 +226,7 @@ fn copy_conversation(store: &Embedded, to: &Database, key: &ConversationKey) {
         Ok(row.value().to_vec())
     };
     let record = store.file.with(read).expect("a read");
-    let copied = write(to, |tables| {
+    let copied = write(to, &Journal::default(), |tables| {
         tables.conversations.insert(&digest.0, record.as_slice()).map_err(file::down)?;
         tables.effects.changed = true;
         Ok(())
