@@ -97,8 +97,9 @@ pub trait ConversationLog: Send + Sync + fmt::Debug {
         most: usize,
     ) -> Result<Vec<Event>, Error>;
 
-    /// Wakes up whenever the conversation may have grown, or its turn was asked to stop. Hints can be
-    /// lost: a reader looks at least once a second.
+    /// Wakes up whenever the conversation may have grown, or its turn was asked to stop. Of deltas that
+    /// another replica appends it may tell only as long as the turn counts as watched. Hints can be lost: a
+    /// reader looks at least once a second.
     fn hint(&self, key: &ConversationKey) -> Hint;
 }
 

@@ -355,6 +355,8 @@ async fn hints_arrive(Replicas { here, there, .. }: &Replicas) {
     woken(&mut hints).await;
     let (owner, _) = new_turn(&**there, &key, &says(request(), "hello")).await;
     woken(&mut hints).await;
+    let watching = there.read(&key, After::Sequence(Sequence(0)), 10, true).await;
+    watching.expect("the conversation");
     stored(&**here, &owner, 1, &[delta("hi")]).await;
     woken(&mut hints).await;
     for hint in &mut hints {

@@ -105,7 +105,7 @@ impl Journal {
                 }
             }
         }
-        while let Some((row, size)) = rows.pop_front_if(|(row, _)| *row < oldest) {
+        while let Some((_, size)) = rows.pop_front_if(|(row, _)| *row < oldest) {
             *bytes -= size;
         }
         if size > 0 {

@@ -7,11 +7,20 @@ local channel, payload = ARGV[9], ARGV[10]
 local before = 10
 local count = (#ARGV - before) / 3
 
-local state = redis.call('HMGET', conv, 'turn', 'epoch', 'active', 'number', 'newest', 'cancelled', 'start')
+local state = redis.call('HMGET', conv, 'turn', 'epoch', 'active', 'number', 'newest', 'cancelled', 'start',
+  'counter')
 if state[1] ~= turn or state[2] ~= epoch then return {'fenced'} end
 local active, stored, newest = state[3], tonumber(state[4]), state[5]
 -- The owner has had more acknowledged than is here: a failover has lost it.
 if first > stored + 1 then return {'fenced'} end
+
+-- With the turn's first events, its end and each renewal, which an owner asks for all the while: a call for
+-- each piece of text as well would be a quarter of what the piece costs.
+local function keep()
+  redis.call('PEXPIRE', conv, retention)
+  redis.call('PEXPIRE', log, retention)
+  redis.call('PEXPIRE', deltas, terminal and late or retention)
+end
 
 local function is_watched()
   return redis.call('GET', watched) == turn and '1' or '0'
@@ -46,28 +55,38 @@ if not active then return {'fenced'} end
 -- An owner whose lease is over may go on as long as nobody has reaped it.
 redis.call('SET', lease, epoch, 'PX', lease_ms)
 if state[6] == '1' and not terminal then return {'cancelled'} end
-if count == 0 then return {'stored', newest, is_watched(), '0', '0'} end
+if count == 0 then
+  keep()
+  return {'stored', newest, is_watched(), '0', '0'}
+end
 
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
 local known = stored - first + 1
+local counter, visible = tonumber(state[8]), false
 for event = known + 1, count do
   local at = before + (event - 1) * 3
   local is_delta, tag, body = ARGV[at + 1] == '1', ARGV[at + 2], ARGV[at + 3]
-  newest = string.format('%d', redis.call('HINCRBY', conv, 'counter', 1))
+  counter = counter + 1
+  newest = string.format('%d', counter)
   redis.call('XADD', is_delta and deltas or log, newest .. '-0', 'tag', tag, 'turn', turn,
     'time', now, 'body', body, 'number', epoch .. ':' .. string.format('%d', first + event - 1))
-  if is_delta then redis.call('HSET', conv, 'visible', '1') end
+  visible = visible or is_delta
 end
-redis.call('HSET', conv, 'number', string.format('%d', first + count - 1), 'newest', newest)
-redis.call('PEXPIRE', conv, retention)
-redis.call('PEXPIRE', log, retention)
-redis.call('PEXPIRE', deltas, terminal and late or retention)
+local changed = {'counter', newest, 'newest', newest, 'number', string.format('%d', first + count - 1)}
+if visible then
+  changed[7], changed[8] = 'visible', '1'
+end
+redis.call('HSET', conv, unpack(changed))
+if first == 1 or terminal then keep() end
 if terminal then
   redis.call('HDEL', conv, 'active')
   redis.call('DEL', lease)
   redis.call('HSET', req, 'end', newest)
   redis.call('PEXPIRE', req, req_ttl)
 end
-redis.call('PUBLISH', channel, payload)
-return {'stored', newest, is_watched(), string.format('%d', count - known), now}
+-- Readers beside the owner get text from its memory, and readers elsewhere leave their mark with the read
+-- after which they wait, so that no text is missed: without them there is nobody to wake.
+local is_read = is_watched()
+if terminal or is_read == '1' then redis.call('PUBLISH', channel, payload) end
+return {'stored', newest, is_read, string.format('%d', count - known), now}

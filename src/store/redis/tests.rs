@@ -2,6 +2,7 @@
 //! when they end, hang, come back, or fail over and forget.
 
 mod failures;
+mod kept;
 mod places;
 mod server;
 mod wakeups;
