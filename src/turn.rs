@@ -10,6 +10,7 @@
 
 mod admission;
 mod begin;
+mod bell;
 mod metrics;
 mod recent;
 mod run;

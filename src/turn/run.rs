@@ -20,7 +20,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Inner, PATIENCE, PAUSE, Turns, metrics::Outcome, stopped, watch::RunGuard};
+use super::{
+    Inner, PATIENCE, PAUSE, Turns, bell::Bell, metrics::Outcome, stopped, watch::RunGuard,
+};
 use crate::{
     domain::{Completion, Event, EventBody, Failure, FailureReason, FinishReason},
     engine::{self, Engine, Piece, Pieces, Question},
@@ -33,6 +35,10 @@ const CHUNK: usize = 256;
 const BATCH: usize = 64;
 /// Bytes of an answer. The terminal event repeats all of it and has to fit into a message.
 const ANSWER_BYTES: usize = 128 * 1024;
+/// From when on an engine is looked at in the beat: what it says before the next one is logged no sooner, and
+/// to be woken for each piece cost more than all the rest of it. Its end is heard of as much later, which of a
+/// short answer would be much.
+const PACED: Duration = Duration::from_millis(500);
 /// Time for the first reader to come, before nobody reading means anything.
 const ATTACH: Duration = Duration::from_secs(5);
 
@@ -83,6 +89,8 @@ pub(super) struct Generation {
     /// Whether text was logged, and when it is next: the first at once, then in the beat.
     logged: bool,
     beat: Instant,
+    /// Whether the engine is looked at in the beat too.
+    paced: bool,
 }
 
 /// What became of an append of the turn's owner.
@@ -165,6 +173,7 @@ impl Generation {
             pending: 0,
             logged: false,
             beat: started,
+            paced: false,
         }
     }
 
@@ -213,12 +222,18 @@ impl Generation {
         let mut joined = pin!(changed(self.watched.subscribe()));
         // One alarm for whatever is next: setting one for each reason would cost more than a piece.
         let mut alarm = pin!(sleep_until(deadline));
+        let bell = Bell::new();
         loop {
             let abandoned = alone.map(|since| since + terms.detach_grace);
             let mut ask_the_log = false;
             let woken = poll_fn(|context| {
                 // Pieces are gathered in here: most wait for the beat, and need nothing else.
-                if let Poll::Ready(woken) = self.gather(&mut pieces, context) {
+                let rests = self.paced && Instant::now() < self.beat;
+                if rests {
+                    bell.mute();
+                } else if let Poll::Ready(woken) =
+                    bell.listen(context, |context| self.gather(&mut pieces, context))
+                {
                     return Poll::Ready(woken);
                 }
                 if closing.as_mut().poll(context).is_ready() {
@@ -230,7 +245,7 @@ impl Generation {
                 if let Poll::Ready(readers) = joined.as_mut().poll(context) {
                     return Poll::Ready(Woken::Readers(readers));
                 }
-                let beat = self.has_text().then_some(self.beat);
+                let beat = (rests || self.has_text()).then_some(self.beat);
                 let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten();
                 let next = next.min().unwrap_or(deadline);
                 // Text that has missed its beat, as the first: no timer is quicker than a millisecond.
@@ -383,6 +398,7 @@ impl Generation {
                 let Inner { tick, metrics, .. } = &*self.turns.0;
                 let now = Instant::now();
                 self.beat = tick.after(now, self.owner.key.digest(), metrics.running.get());
+                self.paced = now - self.started >= PACED;
                 if !self.logged {
                     self.logged = true;
                     metrics.first_delta.observe((now - self.started).as_secs_f64());

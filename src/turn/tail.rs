@@ -1,8 +1,8 @@
 //! Readers: a conversation, or one turn of it, from a position to its end.
 //!
 //! A reader knows nothing of the owner of a turn; it reads the log, wherever it is, and only gets from
-//! memory what an owner here has had acknowledged (`turn/recent.rs`). It remembers the last event it has shown by its tag, so that a store which has lost its newest events is noticed
-//! and never waited for.
+//! memory what an owner here has had acknowledged (`turn/recent.rs`). It remembers the last event it has
+//! shown by its tag, so that a store which has lost its newest events is noticed and never waited for.
 
 use std::{
     pin::Pin,

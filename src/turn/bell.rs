@@ -1,0 +1,102 @@
+//! The way in which an engine wakes its turn, which can be muted.
+//!
+//! A model says something every few milliseconds, and its turn logs it in the beat: in between it wants to
+//! sleep on.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+
+/// A waker for one part of what a task waits for.
+#[derive(Debug)]
+pub(super) struct Bell {
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    muted: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Bell {
+    pub(super) fn new() -> Self {
+        let shared = Arc::<Shared>::default();
+        Self { waker: Waker::from(Arc::clone(&shared)), shared }
+    }
+
+    /// Has the task sleep on whoever rings. What rings meanwhile is not remembered: whoever mutes has to
+    /// look again by itself.
+    pub(super) fn mute(&self) {
+        self.shared.muted.store(true, Ordering::Relaxed);
+    }
+
+    /// Polls something that wakes the task by this bell, until it is muted.
+    pub(super) fn listen<T>(
+        &self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> T,
+    ) -> T {
+        self.shared.task.register(context.waker());
+        // Before the poll, which sees what has rung until now.
+        self.shared.muted.store(false, Ordering::SeqCst);
+        poll(&mut Context::from_waker(&self.waker))
+    }
+}
+
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.muted.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, sync::atomic::AtomicUsize, task::Poll};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_task_sleeps_while_it_is_muted_and_misses_nothing_after_it() {
+        let task = Arc::new(Task::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut context = Context::from_waker(&waker);
+        let bell = Bell::new();
+        for (muted, woken) in [(true, 0), (false, 1), (true, 1), (false, 2)] {
+            let (tell, told) = oneshot::channel();
+            let mut told = pin!(told);
+            let mut look = || bell.listen(&mut context, |context| told.as_mut().poll(context));
+            assert!(look().is_pending());
+            if muted {
+                bell.mute();
+            }
+            tell.send(()).expect("it listens");
+            assert_eq!(task.0.load(Ordering::SeqCst), woken);
+            assert_eq!(look(), Poll::Ready(Ok(())));
+        }
+    }
+}
