@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
@@ -36,6 +36,8 @@ use crate::{lifecycle::Lifecycle, pb};
 /// For how long a connection runs its new calls itself. The rest become tasks, so that calls which compute
 /// get other processors than the one that reads their connection.
 const OWN_TIME: Duration = Duration::from_micros(100);
+/// Calls that become tasks at once after one that took longer than that by itself: more like it may follow.
+const OTHERS: usize = 64;
 
 /// What answers the calls of all connections.
 pub trait Routes:
@@ -112,8 +114,9 @@ pub(super) struct Calls {
     /// The call that `call` has just begun and `execute` is about to run: hyper does one right after
     /// the other.
     begun: Mutex<Option<Call>>,
-    /// Calls that nobody has run yet.
+    /// Calls that nobody has run yet, and how many of them are not to be run by their connection.
     new: Mutex<Vec<Work>>,
+    others: AtomicUsize,
 }
 
 /// A call that has not ended.
@@ -163,7 +166,8 @@ impl Calls {
         stall_timeout: Duration,
     ) -> Self {
         let (ending, begun, new) = (Ending::default(), Mutex::default(), Mutex::default());
-        Self { life, activity, heard, ending, stall_timeout, begun, new }
+        let others = AtomicUsize::new(0);
+        Self { life, activity, heard, ending, stall_timeout, begun, new, others }
     }
 
     fn take_begun(&self) -> Option<Call> {
@@ -180,22 +184,32 @@ impl Calls {
         if new.is_empty() {
             return;
         }
-        let start = Instant::now();
-        let mut own = true;
+        let mut others = self.others.load(Ordering::Relaxed);
+        let mut left = OWN_TIME;
         // A task asks again, with its own waker, before it waits.
         let mut context = Context::from_waker(Waker::noop());
         for mut work in new {
-            if own {
+            if others > 0 {
+                others -= 1;
+            } else if !left.is_zero() {
+                let start = Instant::now();
                 let future = work.future.as_mut();
                 // A panic ends this call alone, as it would a task: to drop the work resets the stream.
                 let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut context)));
-                own = start.elapsed() < OWN_TIME;
+                let took = start.elapsed();
+                left = left.saturating_sub(took);
+                if took > OWN_TIME {
+                    others = OTHERS;
+                }
                 if !matches!(polled, Ok(Poll::Pending)) {
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
                     continue;
                 }
             }
             self.life.spawn_work(work);
         }
+        // One task at a time runs them.
+        self.others.store(others, Ordering::Relaxed);
     }
 
     fn begin(&self, path: &str) -> Arc<Offer> {
@@ -431,18 +445,17 @@ mod tests {
 
     use super::{super::governor::Governor, *};
 
-    /// A connection that begins these calls when it is polled, and never ends.
-    fn serving(
-        calls: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    ) -> impl Future<Output = Infallible> {
+    type Begun = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+    /// A connection that begins calls when it is polled, and never ends.
+    fn serving(mut calls: impl FnMut() -> Option<Begun>) -> impl Future<Output = Infallible> {
         let permit = Governor::new(1, 1, Vec::new()).admit(([10, 0, 0, 1], 1).into());
         let activity = Arc::clone(permit.expect("the first").activity());
         let limit = Duration::from_secs(20);
         let shared = Arc::new(Calls::new(Lifecycle::new(), activity, Arc::default(), limit));
         let executor = Executor(Arc::clone(&shared));
-        let mut calls = Some(calls);
         let connection = std::future::poll_fn(move |_| {
-            for call in calls.take().into_iter().flatten() {
+            for call in calls().into_iter().flatten() {
                 executor.0.begin("/chatbot.v1.Chatbot/Ask");
                 executor.execute(call);
             }
@@ -461,13 +474,15 @@ mod tests {
         let (told, mut tasks) = mpsc::channel(2);
         let (go, gone) = oneshot::channel::<()>();
         let (first, second) = (told.clone(), told);
-        let mut connection = Box::pin(serving(vec![
+        let calls: Begun = vec![
             Box::pin(async move { first.try_send(("at once", task())).expect("the test listens") }),
             Box::pin(async move {
                 gone.await.expect("it is let go");
                 second.try_send(("waited", task())).expect("the test listens");
             }),
-        ]));
+        ];
+        let mut calls = Some(calls);
+        let mut connection = Box::pin(serving(move || calls.take()));
         assert!(futures_util::poll!(connection.as_mut()).is_pending());
         // The test itself is no task, so neither is what it polls.
         assert_eq!(tasks.try_recv(), Ok(("at once", None)));
@@ -479,28 +494,39 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_panics_ends_itself_and_no_other() {
         let (told, mut ended) = mpsc::channel(2);
-        let mut connection = Box::pin(serving(vec![
+        let calls: Begun = vec![
             Box::pin(async { panic!("on purpose") }),
             Box::pin(async move { told.try_send(()).expect("the test listens") }),
-        ]));
+        ];
+        let mut calls = Some(calls);
+        let mut connection = Box::pin(serving(move || calls.take()));
         assert!(futures_util::poll!(connection.as_mut()).is_pending());
         assert_eq!(ended.recv().await, Some(()));
     }
 
     #[tokio::test]
-    async fn a_call_that_computes_for_long_leaves_the_others_to_other_processors() {
-        let (told, mut tasks) = mpsc::channel(2);
-        let next = told.clone();
-        let mut connection = Box::pin(serving(vec![
-            Box::pin(async move {
-                let start = Instant::now();
-                while start.elapsed() < OWN_TIME {}
-                told.try_send(task()).expect("the test listens");
-            }),
-            Box::pin(async move { next.try_send(task()).expect("the test listens") }),
-        ]));
+    async fn calls_that_compute_for_long_leave_the_others_to_other_processors() {
+        let (told, mut tasks) = mpsc::channel(OTHERS + 2);
+        let long = told.clone();
+        let mut calls: Begun = vec![Box::pin(async move {
+            let start = Instant::now();
+            while start.elapsed() <= OWN_TIME {}
+            long.try_send(task()).expect("the test listens");
+        })];
+        for _ in 0..=OTHERS {
+            let told = told.clone();
+            calls.push(Box::pin(async move { told.try_send(task()).expect("the test listens") }));
+        }
+        let last = calls.pop().expect("the last");
+        let (mut one, mut next) = (Some(calls), Some(vec![last]));
+        let mut connection = Box::pin(serving(move || one.take().or_else(|| next.take())));
         assert!(futures_util::poll!(connection.as_mut()).is_pending());
         assert_eq!(tasks.try_recv(), Ok(None));
-        assert!(tasks.recv().await.expect("it runs").is_some());
+        for _ in 0..OTHERS {
+            assert!(tasks.recv().await.expect("it runs").is_some());
+        }
+        // Then it is tried again.
+        assert!(futures_util::poll!(connection.as_mut()).is_pending());
+        assert_eq!(tasks.try_recv(), Ok(None));
     }
 }

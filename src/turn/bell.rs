@@ -1,14 +1,15 @@
-//! The way in which an engine wakes its turn, which can be muted.
+//! The way in which a part of what a task waits for wakes it.
 //!
 //! A model says something every few milliseconds, and its turn logs it in the beat: in between it wants to
-//! sleep on.
+//! sleep on. And of what hardly ever happens it wants to be told, and not to ask each time that it is woken
+//! for something else: to ask three channels costs as much as to take a piece of text.
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::task::AtomicWaker;
@@ -23,12 +24,13 @@ pub(super) struct Bell {
 #[derive(Debug, Default)]
 struct Shared {
     muted: AtomicBool,
+    rung: AtomicBool,
     task: AtomicWaker,
 }
 
 impl Bell {
     pub(super) fn new() -> Self {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared { rung: AtomicBool::new(true), ..Shared::default() });
         Self { waker: Waker::from(Arc::clone(&shared)), shared }
     }
 
@@ -49,6 +51,26 @@ impl Bell {
         self.shared.muted.store(false, Ordering::SeqCst);
         poll(&mut Context::from_waker(&self.waker))
     }
+
+    /// Polls something only if it has rung since the last time, as it has at first. What is pending then
+    /// has to ring.
+    pub(super) fn answer<T>(
+        &self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.shared.task.register(context.waker());
+        if self.shared.rung.swap(false, Ordering::SeqCst) {
+            poll(&mut Context::from_waker(&self.waker))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Has the next [`Self::answer`] look: something was put in the place of what was done.
+    pub(super) fn ring(&self) {
+        self.shared.rung.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Wake for Shared {
@@ -57,6 +79,7 @@ impl Wake for Shared {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
         if !self.muted.load(Ordering::SeqCst) {
             self.task.wake();
         }
@@ -65,7 +88,7 @@ impl Wake for Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, sync::atomic::AtomicUsize, task::Poll};
+    use std::{pin::pin, sync::atomic::AtomicUsize};
 
     use tokio::sync::oneshot;
 
@@ -98,5 +121,26 @@ mod tests {
             assert_eq!(task.0.load(Ordering::SeqCst), woken);
             assert_eq!(look(), Poll::Ready(Ok(())));
         }
+    }
+
+    #[test]
+    fn what_has_not_rung_is_not_asked() {
+        let mut context = Context::from_waker(Waker::noop());
+        let bell = Bell::new();
+        let (tell, told) = oneshot::channel();
+        let (mut told, mut asked) = (pin!(told), 0);
+        let mut look = || {
+            let polled = bell.answer(&mut context, |context| {
+                asked += 1;
+                told.as_mut().poll(context)
+            });
+            (polled, asked)
+        };
+        assert_eq!(look(), (Poll::Pending, 1));
+        assert_eq!(look(), (Poll::Pending, 1));
+        bell.ring();
+        assert_eq!(look(), (Poll::Pending, 2));
+        tell.send(()).expect("it listens");
+        assert_eq!(look(), (Poll::Ready(Ok(())), 3));
     }
 }

@@ -7,10 +7,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
 };
 
-use tokio::sync::watch;
+use futures_util::task::AtomicWaker;
 
 use crate::{
     domain::{Event, EventBody, Sequence},
@@ -28,8 +33,8 @@ pub(super) struct Recent(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     log: Mutex<Log>,
-    /// Tells that there is more.
-    grown: watch::Sender<()>,
+    /// Changes for whoever waits.
+    grown: AtomicU64,
 }
 
 /// A piece of the conversation without a gap.
@@ -42,6 +47,16 @@ struct Log {
     /// Appends whose outcome is not known, and those that have logged something.
     coming: usize,
     appends: u64,
+    listeners: Vec<Arc<AtomicWaker>>,
+}
+
+/// A reader, which hears of what is logged, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    recent: Recent,
+    /// Its task. (A channel would lock eight lists for each append, most of which one reader waits for.)
+    task: Arc<AtomicWaker>,
+    seen: u64,
 }
 
 /// What is known here of what comes after a position.
@@ -62,9 +77,11 @@ pub(super) enum Known {
 pub(super) struct Coming(Recent, Vec<Event>);
 
 impl Recent {
-    /// Tells when more was logged from now on.
-    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
-        self.0.grown.subscribe()
+    /// Listens from now on.
+    pub(super) fn listen(&self) -> Listener {
+        let task = Arc::<AtomicWaker>::default();
+        self.lock().listeners.push(Arc::clone(&task));
+        Listener { recent: self.clone(), task, seen: self.0.grown.load(Ordering::SeqCst) }
     }
 
     /// An append begins.
@@ -85,13 +102,13 @@ impl Recent {
         for event in events {
             log.add(event);
         }
-        drop(log);
-        self.0.grown.send_replace(());
+        self.0.grown.fetch_add(1, Ordering::SeqCst);
+        for listener in &log.listeners {
+            listener.wake();
+        }
     }
 
-    /// At most `most` events after a position; and how many appends have been logged here so far, if none
-    /// is on its way.
-    pub(super) fn after(&self, after: After, most: usize) -> (Known, Option<u64>) {
+    fn after(&self, after: After, most: usize) -> (Known, Option<u64>) {
         let log = self.lock();
         let appends = (log.coming == 0).then_some(log.appends);
         let Some(known) = log.index_after(after) else { return (Known::Nothing, appends) };
@@ -111,7 +128,7 @@ impl Recent {
 
     /// The turn is over and a reader has all of it: who joins a conversation for hours should not hold its
     /// last answer as long. Whoever is behind reads the store.
-    pub(super) fn forget(&self) {
+    fn forget(&self) {
         let mut log = self.lock();
         if let Some(last) = log.events.back() {
             log.before = (last.position.sequence, Some(last.position.tag));
@@ -128,13 +145,46 @@ impl Recent {
         log.bytes = 0;
     }
 
-    /// Whether something was logged here around this position.
-    pub(super) fn knows(&self, after: After) -> bool {
-        self.lock().index_after(after).is_some()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Log> {
         self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener {
+    /// What was logged here after a position, at most `most` events; and how many appends have been logged
+    /// here so far, if none is on its way.
+    pub(super) fn after(&mut self, after: After, most: usize) -> (Known, Option<u64>) {
+        // First, so that what is logged meanwhile is heard of.
+        self.seen = self.recent.0.grown.load(Ordering::SeqCst);
+        self.recent.after(after, most)
+    }
+
+    /// Ends when more was logged here since the last look, or an append has come to nothing.
+    pub(super) async fn grown(&mut self) {
+        poll_fn(|context| {
+            self.task.register(context.waker());
+            let grown = self.recent.0.grown.load(Ordering::SeqCst);
+            if grown == self.seen { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
+    /// The store does not know this position: it has lost events, if it was logged here.
+    pub(super) fn lost(&self, after: After) {
+        if self.recent.lock().index_after(after).is_some() {
+            self.recent.lost();
+        }
+    }
+
+    /// The turn is over, and this reader has all of it: see [`Recent::forget`].
+    pub(super) fn forget(&self) {
+        self.recent.forget();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.recent.lock().listeners.retain(|other| !Arc::ptr_eq(other, &self.task));
     }
 }
 
@@ -205,6 +255,8 @@ fn size(event: &Event) -> usize {
 mod tests {
     use std::time::SystemTime;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::domain::Position;
 
@@ -259,20 +311,26 @@ mod tests {
         assert_eq!(places(after(&recent, After::Sequence(Sequence(2)), 10)), [3]);
     }
 
-    #[test]
-    fn an_append_on_its_way_is_worth_waiting_for() {
+    #[tokio::test]
+    async fn an_append_on_its_way_is_worth_waiting_for() {
         let recent = Recent::default();
         recent.logged(vec![event(1, "a")]);
-        let mut grown = recent.subscribe();
+        let (mut reader, mut other) = (recent.listen(), recent.listen());
         let coming = recent.coming();
-        assert_eq!(after(&recent, at(1), 10), Known::Coming);
-        assert!(!grown.has_changed().expect("it lives"));
-        drop(coming);
-        assert!(grown.has_changed().expect("it lives"));
-        grown.mark_unchanged();
-        assert_eq!(recent.after(at(1), 10), (Known::All, Some(0)));
+        assert_eq!(reader.after(at(1), 10), (Known::Coming, None));
+        assert!(reader.grown().now_or_never().is_none());
+        // Its task is woken, not only told when it asks.
+        let told = async { drop(coming) };
+        tokio::join!(biased; reader.grown(), told);
+        assert_eq!(reader.after(at(1), 10), (Known::All, Some(0)));
+        assert!(reader.grown().now_or_never().is_none());
         recent.coming().logged(vec![event(2, "b")]);
-        assert!(matches!(recent.after(at(1), 10), (Known::Events(..), Some(1))));
+        assert!(reader.grown().now_or_never().is_some());
+        assert!(matches!(reader.after(at(1), 10), (Known::Events(..), Some(1))));
+        assert!(reader.grown().now_or_never().is_none());
+        assert!(other.grown().now_or_never().is_some());
+        drop((reader, other));
+        assert!(recent.lock().listeners.is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::{
     future::{Future as _, poll_fn},
+    ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
@@ -35,9 +36,9 @@ const CHUNK: usize = 256;
 const BATCH: usize = 64;
 /// Bytes of an answer. The terminal event repeats all of it and has to fit into a message.
 const ANSWER_BYTES: usize = 128 * 1024;
-/// From when on an engine is looked at in the beat: what it says before the next one is logged no sooner, and
-/// to be woken for each piece cost more than all the rest of it. Its end is heard of as much later, which of a
-/// short answer would be much.
+/// From when on an engine that has no more to say is looked at in the beat: what it says before the next one
+/// is logged no sooner, and to be woken for each piece cost more than all the rest of it. Its end is heard of
+/// as much later, which of a short answer would be much.
 const PACED: Duration = Duration::from_millis(500);
 /// Time for the first reader to come, before nobody reading means anything.
 const ATTACH: Duration = Duration::from_secs(5);
@@ -89,8 +90,9 @@ pub(super) struct Generation {
     /// Whether text was logged, and when it is next: the first at once, then in the beat.
     logged: bool,
     beat: Instant,
-    /// Whether the engine is looked at in the beat too.
+    /// Whether the engine is looked at in the beat too, and whether it has no more to say until the next.
     paced: bool,
+    drained: bool,
 }
 
 /// What became of an append of the turn's owner.
@@ -106,9 +108,9 @@ enum Stored {
 
 /// What has happened.
 enum Woken {
-    /// There is as much text as one append takes; or more than an answer may have, with which it ends.
-    Text(Option<EventBody>),
-    /// The engine's last word.
+    /// There is as much text as one append takes.
+    Text,
+    /// The engine's last word, or ours where it has said more than an answer may have.
     Last(Option<Result<engine::End, engine::Error>>),
     Closing,
     Alarm,
@@ -174,6 +176,7 @@ impl Generation {
             logged: false,
             beat: started,
             paced: false,
+            drained: false,
         }
     }
 
@@ -222,30 +225,28 @@ impl Generation {
         let mut joined = pin!(changed(self.watched.subscribe()));
         // One alarm for whatever is next: setting one for each reason would cost more than a piece.
         let mut alarm = pin!(sleep_until(deadline));
-        let bell = Bell::new();
+        let (bell, interrupts) = (Bell::new(), Bell::new());
         loop {
             let abandoned = alone.map(|since| since + terms.detach_grace);
             let mut ask_the_log = false;
             let woken = poll_fn(|context| {
                 // Pieces are gathered in here: most wait for the beat, and need nothing else.
-                let rests = self.paced && Instant::now() < self.beat;
-                if rests {
-                    bell.mute();
-                } else if let Poll::Ready(woken) =
-                    bell.listen(context, |context| self.gather(&mut pieces, context))
-                {
-                    return Poll::Ready(woken);
+                if let ControlFlow::Break(polled) = self.look(&mut pieces, &bell, context) {
+                    return polled;
                 }
-                if closing.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Woken::Closing);
+                let interrupted = interrupts.answer(context, |context| {
+                    if closing.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(Woken::Closing);
+                    }
+                    if let Poll::Ready(hint) = cancel.as_mut().poll(context) {
+                        return Poll::Ready(Woken::Cancelled(hint));
+                    }
+                    joined.as_mut().poll(context).map(Woken::Readers)
+                });
+                if interrupted.is_ready() {
+                    return interrupted;
                 }
-                if let Poll::Ready(hint) = cancel.as_mut().poll(context) {
-                    return Poll::Ready(Woken::Cancelled(hint));
-                }
-                if let Poll::Ready(readers) = joined.as_mut().poll(context) {
-                    return Poll::Ready(Woken::Readers(readers));
-                }
-                let beat = (rests || self.has_text()).then_some(self.beat);
+                let beat = (self.drained || self.has_text()).then_some(self.beat);
                 let next = [Some(deadline), Some(renewal), beat, abandoned].into_iter().flatten();
                 let next = next.min().unwrap_or(deadline);
                 // Text that has missed its beat, as the first: no timer is quicker than a millisecond.
@@ -257,7 +258,9 @@ impl Generation {
             match woken.await {
                 Woken::Closing => return self.at_the_end_of_the_server(),
                 // Of an engine that is always ahead nothing else wakes us.
-                Woken::Alarm | Woken::Text(None) => {
+                Woken::Alarm | Woken::Text => {
+                    // It waits for the store, not for the engine.
+                    bell.mute();
                     let now = Instant::now();
                     if now >= deadline {
                         return Verdict::End(self.failed(FailureReason::Timeout));
@@ -270,10 +273,12 @@ impl Generation {
                 Woken::Cancelled(hint) => {
                     ask_the_log = true;
                     cancel.set(cancelled(hint));
+                    interrupts.ring();
                 }
                 Woken::Readers(readers) => {
                     alone = (self.watched.readers() == 0).then(Instant::now);
                     joined.set(changed(readers));
+                    interrupts.ring();
                 }
                 Woken::Last(Some(Err(engine::Error::Unavailable { why, retry_after })))
                     if self.text.is_empty() && tries < TRIES =>
@@ -285,11 +290,6 @@ impl Generation {
                 }
                 Woken::Last(last) => {
                     let end = self.end(last);
-                    if let Some(verdict) = self.log_text(Some(end)).await {
-                        return verdict;
-                    }
-                }
-                Woken::Text(Some(end)) => {
                     if let Some(verdict) = self.log_text(Some(end)).await {
                         return verdict;
                     }
@@ -327,6 +327,38 @@ impl Generation {
         !self.ready.is_empty() || self.pending < self.text.len()
     }
 
+    /// Looks at the engine, unless it is to be left alone until the beat. Goes on if there is nothing to do
+    /// but to wait.
+    fn look(
+        &mut self,
+        pieces: &mut Pieces,
+        bell: &Bell,
+        context: &mut Context<'_>,
+    ) -> ControlFlow<Poll<Woken>> {
+        let due = !self.paced || Instant::now() >= self.beat;
+        if self.drained && !due {
+            return ControlFlow::Continue(());
+        }
+        let before = self.text.len();
+        let polled = bell.listen(context, |context| self.gather(pieces, context));
+        if polled.is_ready() {
+            return ControlFlow::Break(polled);
+        }
+        let nothing = self.text.len() == before;
+        self.drained = self.paced && !due && nothing;
+        if self.drained {
+            bell.mute();
+        }
+        if self.paced && due && !nothing {
+            // A connection of HTTP/1.1 has room for one piece, and is filled again while others run: one look
+            // in each beat would slow the model down. For the same reason it is drained only where there is
+            // nothing after the log has taken what there was.
+            context.waker().wake_by_ref();
+            return ControlFlow::Break(Poll::Pending);
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Takes the pieces that are ready, up to what one append takes.
     fn gather(&mut self, pieces: &mut Pieces, context: &mut Context<'_>) -> Poll<Woken> {
         loop {
@@ -335,7 +367,7 @@ impl Generation {
                     let room = ANSWER_BYTES - self.text.len();
                     self.text.push_str(&more[..more.floor_char_boundary(room)]);
                     if more.len() > room {
-                        return Poll::Ready(Woken::Text(Some(self.too_long())));
+                        return Poll::Ready(Woken::Last(Some(Ok(too_long()))));
                     }
                 }
                 Some(Ok(Piece::End(end))) => return Poll::Ready(Woken::Last(Some(Ok(end)))),
@@ -346,7 +378,7 @@ impl Generation {
                 self.cut_off();
             }
             if self.ready.len() >= BATCH {
-                return Poll::Ready(Woken::Text(None));
+                return Poll::Ready(Woken::Text);
             }
         }
     }
@@ -399,6 +431,7 @@ impl Generation {
                 let now = Instant::now();
                 self.beat = tick.after(now, self.owner.key.digest(), metrics.running.get());
                 self.paced = now - self.started >= PACED;
+                self.drained = false;
                 if !self.logged {
                     self.logged = true;
                     metrics.first_delta.observe((now - self.started).as_secs_f64());
@@ -469,19 +502,6 @@ impl Generation {
         Verdict::Lost
     }
 
-    /// The end of an answer that is too long: as much of it as may be.
-    fn too_long(&self) -> EventBody {
-        let end = engine::End {
-            answered: true,
-            confidence: 0.0,
-            sources: Vec::new(),
-            usage: None,
-            finish: FinishReason::MaxTokens,
-            degraded: false,
-        };
-        completed(self.text.clone(), end)
-    }
-
     fn failed(&self, reason: FailureReason) -> EventBody {
         EventBody::Failed(Failure { reason, partial_text: self.text.clone() })
     }
@@ -494,6 +514,18 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.turns.0.metrics.running.dec();
+    }
+}
+
+/// The end of an answer that is too long: as much of it as may be.
+fn too_long() -> engine::End {
+    engine::End {
+        answered: true,
+        confidence: 0.0,
+        sources: Vec::new(),
+        usage: None,
+        finish: FinishReason::MaxTokens,
+        degraded: false,
     }
 }
 

@@ -55,7 +55,7 @@ impl Tail {
     pub(super) fn new(turns: Turns, key: &ConversationKey, after: After) -> Self {
         let hint = turns.0.log.hint(key);
         let mut guard = turns.0.watchers.reads(key.digest());
-        let heard = (hint.count(), guard.recent(after, 0).1.unwrap_or_default());
+        let heard = (hint.count(), guard.recent().after(after, 0).1.unwrap_or_default());
         let looked = Instant::now();
         Self {
             turns,
@@ -112,7 +112,7 @@ impl Tail {
             }
             // In this order: for each append of this replica there is a hint first.
             let hints = self.hint.count();
-            let (known, appends) = self.guard.recent(self.after, PAGE);
+            let (known, appends) = self.guard.recent().after(self.after, PAGE);
             // More hints than that are somebody else's, such as a message from another replica. One that
             // goes unnoticed, since its like of here was heard before this reader came, is made up for by
             // the look of each second.
@@ -184,7 +184,7 @@ impl Tail {
         // What comes after an end, the store knows.
         let ended = last.body.is_terminal();
         if ended && !more {
-            self.guard.forget_recent();
+            self.guard.recent().forget();
         }
         self.caught_up = !more && own && !ended;
         events
@@ -199,7 +199,7 @@ impl Tail {
         loop {
             tokio::select! {
                 biased;
-                () = self.guard.grown() => return false,
+                () = self.guard.recent().grown() => return false,
                 () = self.hint.changed() => return false,
                 () = &mut self.alarm => {
                     let now = Instant::now();
@@ -243,7 +243,7 @@ impl Tail {
             }
             Err(error) => {
                 if matches!(error, store::Error::PositionUnknown) {
-                    self.guard.lost(self.after);
+                    self.guard.recent().lost(self.after);
                 }
                 Err(error.into())
             }

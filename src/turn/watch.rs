@@ -11,8 +11,8 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::recent::{Known, Recent};
-use crate::{domain::ConversationDigest, store::After};
+use super::recent::{Listener, Recent};
+use crate::domain::ConversationDigest;
 
 /// The conversations that are read or run here; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -36,8 +36,7 @@ impl Conversation {
 pub(super) struct ReaderGuard {
     watchers: Watchers,
     conversation: ConversationDigest,
-    recent: Recent,
-    grown: watch::Receiver<()>,
+    recent: Listener,
 }
 
 /// A turn runs, until it is dropped.
@@ -54,9 +53,8 @@ impl Watchers {
         let mut all = self.lock();
         let entry = all.entry(conversation).or_default();
         entry.readers.send_modify(|readers| *readers += 1);
-        let recent = entry.recent.clone();
-        let grown = recent.subscribe();
-        ReaderGuard { watchers: self.clone(), conversation, recent, grown }
+        let recent = entry.recent.listen();
+        ReaderGuard { watchers: self.clone(), conversation, recent }
     }
 
     pub(super) fn runs(&self, conversation: ConversationDigest) -> RunGuard {
@@ -88,30 +86,9 @@ impl Watchers {
 }
 
 impl ReaderGuard {
-    /// What was logged here after a position, at most `most` events; and how many appends have
-    /// been so far, if none is on its way.
-    pub(super) fn recent(&mut self, after: After, most: usize) -> (Known, Option<u64>) {
-        // First, so that what is logged meanwhile is heard of.
-        self.grown.mark_unchanged();
-        self.recent.after(after, most)
-    }
-
-    /// The store does not know this position: it has lost events, if it was logged here.
-    pub(super) fn lost(&self, after: After) {
-        if self.recent.knows(after) {
-            self.recent.lost();
-        }
-    }
-
-    /// Its turn is over, and this reader has all of it.
-    pub(super) fn forget_recent(&self) {
-        self.recent.forget();
-    }
-
-    /// Ends when more was logged here since the last look.
-    pub(super) async fn grown(&mut self) {
-        // The sender lives as long as this guard.
-        let _ = self.grown.changed().await;
+    /// What is logged here.
+    pub(super) fn recent(&mut self) -> &mut Listener {
+        &mut self.recent
     }
 }
 

@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::{
-    scripted::{PANIC, Played, stepped},
+    scripted::{PANIC, Played, stepped, stepped_with_room},
     support::{LONG, Running, eventually, metric, start, start_scripted},
 };
 
@@ -164,6 +164,30 @@ async fn the_first_piece_is_shown_at_once_and_small_ones_are_gathered() {
     assert_eq!(text(&events), "bcde");
     assert!(events.len() < 5, "{events:?}");
     assert_eq!(completed(events.last().expect("an end")).text, "abcde");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_hands_over_one_piece_at_a_time_is_not_slowed_down_by_the_beat() {
+    // As the connection of a model does. One piece in each beat would take ten times the limit.
+    let (engine, mut questions) = stepped_with_room(1);
+    let app = start_scripted(engine, &["engine.max_turn_time=10s"]).await;
+    let mut stream = chat(&mut app.chatbot().await, &request("?")).await;
+    let played = questions.next().await;
+    posted(&next(&mut stream).await);
+    // An event in each beat, until the engine is looked at in the beat too.
+    for piece in 0..15 {
+        played.say(&format!("{piece} ")).await;
+        assert_eq!(delta(&next(&mut stream).await), format!("{piece} "));
+    }
+    for piece in 15..2_000 {
+        played.say(&format!("{piece} ")).await;
+    }
+    played.end().await;
+    let (events, status) = rest(stream).await;
+    assert!(status.is_none(), "{status:?}");
+    let said: Vec<_> = (0..2_000).map(|piece| format!("{piece} ")).collect();
+    assert_eq!(completed(events.last().expect("an end")).text, said.concat());
     app.stop().await;
 }
 

@@ -21,7 +21,11 @@ pub(crate) const PANIC: &str = "panic!";
 
 /// Hands every question to the test.
 #[derive(Debug)]
-pub(crate) struct Stepped(mpsc::Sender<Played>);
+pub(crate) struct Stepped {
+    questions: mpsc::Sender<Played>,
+    /// Pieces that may wait to be taken.
+    room: usize,
+}
 
 /// A question that waits for the test's pieces.
 #[derive(Debug)]
@@ -36,21 +40,26 @@ pub(crate) struct Questions(mpsc::Receiver<Played>);
 
 /// An engine, and the questions that it will be asked.
 pub(crate) fn stepped() -> (Stepped, Questions) {
+    stepped_with_room(1_000)
+}
+
+/// The same, with room for so many pieces.
+pub(crate) fn stepped_with_room(room: usize) -> (Stepped, Questions) {
     let (sender, questions) = mpsc::channel(1_000);
-    (Stepped(sender), Questions(questions))
+    (Stepped { questions: sender, room }, Questions(questions))
 }
 
 impl Stepped {
     /// The same script on another replica.
     pub(crate) fn again(&self) -> Self {
-        Self(self.0.clone())
+        Self { questions: self.questions.clone(), room: self.room }
     }
 }
 
 impl Engine for Stepped {
     fn answer(&self, question: Question) -> Pieces {
-        let (pieces, receiver) = mpsc::channel(1_000);
-        self.0.try_send(Played { question, pieces }).expect("room for a question");
+        let (pieces, receiver) = mpsc::channel(self.room);
+        self.questions.try_send(Played { question, pieces }).expect("room for a question");
         Box::pin(ReceiverStream::new(receiver).inspect(|piece| {
             assert!(!matches!(piece, Ok(Piece::Text(text)) if text == PANIC), "as the test says");
         }))

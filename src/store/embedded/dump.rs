@@ -4,8 +4,10 @@
 
 use std::path::Path;
 
-use redb::{Key, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable as _};
-use redb::{TableDefinition, TableError, Value as Stored};
+use redb::{
+    Key, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, TableDefinition, TableError, Value as Stored,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -13,7 +15,9 @@ use super::{
     super::Error,
     file::{down, open_to_look},
     records::{Conversation, Request},
-    tables::{CONVERSATIONS, EVENTS, FORMAT, Id, KNOWLEDGE_LOG, META, REQUESTS, decode, named},
+    tables::{
+        CONVERSATIONS, EVENTS, FORMAT, Id, JOURNAL, KNOWLEDGE_LOG, META, REQUESTS, decode, named,
+    },
 };
 use crate::domain::{Change, ConversationId, Event};
 
@@ -36,7 +40,7 @@ pub fn dump<E: From<Error>>(
 ) -> Result<(), E> {
     let database = open_to_look(path)?;
     let transaction = database.begin_read().map_err(down)?;
-    check_format(&transaction)?;
+    check(path, &transaction)?;
     if selection.knowledge {
         dump_knowledge(&transaction, &mut line)?;
     }
@@ -46,13 +50,22 @@ pub fn dump<E: From<Error>>(
     Ok(())
 }
 
-fn check_format(transaction: &ReadTransaction) -> Result<(), Error> {
+fn check(path: &Path, transaction: &ReadTransaction) -> Result<(), Error> {
     let Some(meta) = table(transaction, META)? else { return Ok(()) };
     let format = meta.get("format").map_err(down)?.map_or(0, |format| format.value());
     if format > FORMAT {
         return Err(Error::Newer { format, known: FORMAT });
     }
-    Ok(())
+    match table(transaction, JOURNAL)? {
+        Some(journal) if !journal.is_empty().map_err(down)? => Err(Error::Open {
+            path: path.to_owned(),
+            why:
+                "its last deltas are not in their place; start the server with it once, which puts \
+                  them there"
+                    .to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// A table of a file that an older version wrote may be missing.

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::domain::{ConversationDigest, Event, Sequence};
 
-/// Bytes of rows from which on the oldest deltas are moved, and thus what is read again after a crash, and
-/// half of what is held in memory. Small in tests, which would never come to it.
+/// Bytes of rows from which on the oldest deltas are moved. Half as much again may be read after a crash, and
+/// about that is held in memory. Small in tests, which would never come to it.
 const MOST: usize = if cfg!(test) { 2 * 1024 } else { 8 * 1024 * 1024 };
 /// Bytes that a commit moves then, beside twice what it adds: as little as will do, since others wait for it.
 const EXTRA: usize = 4 * 1024;
@@ -278,7 +278,13 @@ impl Tables<'_> {
 
     fn replay_event(&mut self, digest: ConversationDigest, bytes: &[u8]) -> Result<(), Fault> {
         let event: Event = decode(bytes, || format!("{}, journal", named(&digest.0)))?;
-        let Some(mut conversation) = self.conversation(digest)? else { return Ok(()) };
+        let mut conversation = match self.conversation(digest) {
+            Ok(Some(conversation)) => conversation,
+            // It is gone, or cannot be read: a start refuses that, and a store that was down for something
+            // else need not stay so for it.
+            Ok(None) | Err(Fault::Refused(_)) => return Ok(()),
+            Err(fault) => return Err(fault),
+        };
         let running = conversation.turn.as_mut();
         let running = running.filter(|turn| !turn.over && event.turn == Some(turn.request));
         let Some(turn) = running else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! The steps of a conversation, each a job of the writer.
 //!
-//! A step looks first and writes then: one that is refused has changed nothing, so that the others of
-//! its transaction can be kept.
+//! A step looks first and writes then: one that is refused has changed nothing that can be seen, so that the
+//! others of its transaction can be kept.
 
 use std::time::SystemTime;
 

@@ -183,6 +183,106 @@ async fn a_journal_that_is_damaged_is_refused_at_the_start() {
 }
 
 #[tokio::test]
+async fn a_turn_that_was_taken_over_is_whole_after_a_crash() {
+    let folder = folder();
+    let (path, url) = file(&folder);
+    let store = open(&url).expect("a new store");
+    let key = key();
+    let owner = begin(&store, &key, &says("hello")).await;
+    say(&store, &owner, 1, "a").await;
+    let reaped = loop {
+        if let Some(reaped) = store.reap(&key).await.expect("a reap") {
+            break reaped;
+        }
+        // Its lease is over some time.
+        tokio::time::sleep(LEASE / 10).await;
+    };
+    let late = store.append(&owner, 2, &[delta("lost")]).await.expect("an append");
+    assert_eq!(late, Appended::Fenced);
+    say(&store, &reaped.owner, 1, "b").await;
+    let again = open(&crashed(&folder, &path)).expect("what the crash has left");
+    let page = read(&again, &key).await;
+    assert_eq!(bodies(&page)[1..], [&delta("a"), &delta("b"), &interrupted("ab")]);
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_held_is_forgotten_with_all_it_has() {
+    let store = open(&StoreUrl::Memory).expect("a store");
+    let key = key();
+    let owner = begin(&store, &key, &says("hello")).await;
+    say(&store, &owner, 1, "a").await;
+    let now = SystemTime::now() + RETENTION * 2;
+    let swept = store.change(move |tables| sweep(tables, RETENTION, now)).await;
+    assert_eq!(swept.expect("a sweep").conversations, 1);
+    let gone = store.read(&key, After::Sequence(Sequence(0)), 10, false).await;
+    assert!(matches!(gone, Err(Error::NotFound)), "{gone:?}");
+    let fenced = store.append(&owner, 2, &[delta("x")]).await.expect("an append");
+    assert_eq!(fenced, Appended::Fenced);
+    begin(&store, &key, &says("hello again")).await;
+    assert_eq!((placed(&store), journal(&store)), (1, (0, 0)));
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_given_up_and_done_again_logs_everything_once() {
+    let store = open(&StoreUrl::Memory).expect("a store");
+    let key = key();
+    let owner = begin(&store, &key, &says("hello")).await;
+    say(&store, &owner, 1, "a").await;
+    let (go, going) = std::sync::mpsc::sync_channel(1);
+    let (b, c, post) = ([delta("b")], [delta("c")], says("me too"));
+    let (held, b, posted, spoilt, c, ()) = tokio::join!(
+        // The writer waits here, so that the others share a transaction.
+        store.change(move |_| Ok(going.recv().is_ok())),
+        store.append(&owner, 2, &b),
+        store.post(&key, &post),
+        store.change(|tables| {
+            tables.meta.insert("half", 1)?;
+            tables.effects.changed = true;
+            Err::<(), _>(redb::StorageError::Corrupted("a page".to_owned()).into())
+        }),
+        store.append(&owner, 3, &c),
+        async move { go.send(()).expect("the writer waits") }
+    );
+    assert!(held.is_ok() && b.is_ok() && posted.is_ok() && c.is_ok(), "{b:?} {posted:?} {c:?}");
+    assert!(matches!(spoilt, Err(Error::Corrupt(_))), "{spoilt:?}");
+    let page = read(&store, &key).await;
+    let mut deltas = bodies(&page);
+    assert_eq!(deltas.len(), 5);
+    deltas.retain(|body| matches!(body, EventBody::Delta(_)));
+    assert_eq!(deltas, [&delta("a"), &delta("b"), &delta("c")]);
+}
+
+#[tokio::test]
+async fn a_store_that_was_down_comes_back_without_what_cannot_be_read() {
+    let folder = folder();
+    let (_, url) = file(&folder);
+    let (health, dependency) = dependency();
+    let store = Embedded::open(&config(&url, LEASE), false, dependency, &mut Registry::default());
+    let store = store.expect("a store");
+    let (bad, good) = (key(), key());
+    for key in [&bad, &good] {
+        let owner = begin(&store, key, &says("hello")).await;
+        say(&store, &owner, 1, "a").await;
+    }
+    let digest = bad.digest();
+    let spoil = store.change(move |tables| {
+        tables.conversations.insert(&digest.0, br#"{"principal":7}"#.as_slice())?;
+        tables.effects.changed = true;
+        Ok(())
+    });
+    spoil.await.expect("an insert");
+    // A commit that fails, after which the file is opened again.
+    let mut states = health.watch();
+    let down = store.change(|_| Err::<(), _>(Fault::Database(Error::Down("a test".to_owned()))));
+    assert!(matches!(down.await, Err(Error::Down(_))));
+    states.wait_for(|state| state.waiting_for() == ["store"]).await.expect("not ready");
+    states.wait_for(|state| state.waiting_for().is_empty()).await.expect("ready");
+    assert_eq!(bodies(&read(&store, &good).await)[1..], [&delta("a")]);
+    let refused = store.read(&bad, After::Sequence(Sequence(0)), 10, false).await;
+    assert!(matches!(refused, Err(Error::Corrupt(_))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn what_is_closed_has_an_empty_journal() {
     let folder = folder();
     let (path, url) = file(&folder);
@@ -200,6 +300,14 @@ async fn what_is_closed_has_an_empty_journal() {
     })
     .expect("a dump");
     assert_eq!(events.len(), 2, "{events:?}");
+
+    let database = Database::create(&path).expect("the database");
+    let transaction = database.begin_write().expect("a transaction");
+    transaction.open_table(JOURNAL).expect("a table").insert(1, [].as_slice()).expect("a row");
+    transaction.commit().expect("a commit");
+    drop(database);
+    let refused = dump(&path, selection, |_| Ok::<_, Error>(())).expect_err("it is not whole");
+    assert!(refused.to_string().contains("start the server with it once"), "{refused}");
 }
 
 #[tokio::test]
