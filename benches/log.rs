@@ -266,7 +266,7 @@ async fn to_reader(here: &Arc<dyn Store>, there: Arc<dyn Store>, time: Duration)
         let append = append(&**here, &owner, number);
         let read = async {
             loop {
-                let page = there.read(&owner.key, after, 128, false).await.expect("a read");
+                let page = there.read(&owner.key, after, 128, true).await.expect("a read");
                 if let Some(event) = page.events.last() {
                     return (After::Position(event.position), begun.elapsed());
                 }
