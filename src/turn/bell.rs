@@ -47,8 +47,9 @@ impl Bell {
         poll: impl FnOnce(&mut Context<'_>) -> T,
     ) -> T {
         self.shared.task.register(context.waker());
-        // Before the poll, which sees what has rung until now.
-        self.shared.muted.store(false, Ordering::SeqCst);
+        // Before the poll, which sees what has rung until now. Each side changes it, and does not only look,
+        // so that one of them comes second and knows of the other.
+        self.shared.muted.swap(false, Ordering::SeqCst);
         poll(&mut Context::from_waker(&self.waker))
     }
 
@@ -80,7 +81,7 @@ impl Wake for Shared {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::SeqCst);
-        if !self.muted.load(Ordering::SeqCst) {
+        if !self.muted.fetch_or(false, Ordering::SeqCst) {
             self.task.wake();
         }
     }

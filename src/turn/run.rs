@@ -36,10 +36,14 @@ const CHUNK: usize = 256;
 const BATCH: usize = 64;
 /// Bytes of an answer. The terminal event repeats all of it and has to fit into a message.
 const ANSWER_BYTES: usize = 128 * 1024;
-/// From when on an engine that has no more to say is looked at in the beat: what it says before the next one
-/// is logged no sooner, and to be woken for each piece cost more than all the rest of it. Its end is heard of
-/// as much later, which of a short answer would be much.
+/// How long after its first text an engine that has no more to say is looked at in the beat: what it says
+/// before the next one is logged no sooner, and to be woken for each piece cost more than all the rest of it.
+/// Its end is heard of as much later, which of a short answer would be much.
 const PACED: Duration = Duration::from_millis(500);
+/// For how long a beat takes one piece after the other. If that is over something is slow, and it is logged.
+const LINGER: Duration = Duration::from_millis(10);
+/// Looks without a piece, one after the other, by which an engine has no more to say.
+const LOOKS: u8 = 2;
 /// Time for the first reader to come, before nobody reading means anything.
 const ATTACH: Duration = Duration::from_secs(5);
 
@@ -81,8 +85,9 @@ pub(super) struct Generation {
     started: Instant,
     /// The number of the next event.
     next: u64,
-    /// The answer so far.
+    /// The answer so far, and of how many pieces it is.
     text: String,
+    pieces: u64,
     /// What of it is not in the log yet: events, and from where on it is too short for one as long as more
     /// may come.
     ready: Vec<EventBody>,
@@ -90,8 +95,12 @@ pub(super) struct Generation {
     /// Whether text was logged, and when it is next: the first at once, then in the beat.
     logged: bool,
     beat: Instant,
-    /// Whether the engine is looked at in the beat too, and whether it has no more to say until the next.
+    /// When the first text was logged.
+    spoken: Instant,
+    /// Whether the engine is looked at in the beat too; looks without a piece since the last one, after
+    /// which it has no more to say; and whether it is left alone until the next.
     paced: bool,
+    looks: u8,
     drained: bool,
 }
 
@@ -171,11 +180,14 @@ impl Generation {
             started,
             next: 1,
             text: String::new(),
+            pieces: 0,
             ready: Vec::new(),
             pending: 0,
             logged: false,
             beat: started,
+            spoken: started,
             paced: false,
+            looks: 0,
             drained: false,
         }
     }
@@ -335,24 +347,38 @@ impl Generation {
         bell: &Bell,
         context: &mut Context<'_>,
     ) -> ControlFlow<Poll<Woken>> {
-        let due = !self.paced || Instant::now() >= self.beat;
+        let now = Instant::now();
+        let due = now >= self.beat;
         if self.drained && !due {
             return ControlFlow::Continue(());
         }
-        let before = self.text.len();
+        let before = self.pieces;
         let polled = bell.listen(context, |context| self.gather(pieces, context));
         if polled.is_ready() {
             return ControlFlow::Break(polled);
         }
-        let nothing = self.text.len() == before;
-        self.drained = self.paced && !due && nothing;
+        self.drained = false;
+        if !self.paced {
+            return ControlFlow::Continue(());
+        }
+        // A connection of HTTP/1.1 has room for one piece, and is filled again while others run: one look in
+        // each beat would slow the model down. So another one follows once they have: in a beat after each
+        // piece, and after it until there is none. Where there is one all are waited for, to the next beat.
+        let nothing = self.pieces == before;
+        let again = if due {
+            !nothing && now < self.beat + LINGER
+        } else if nothing && self.looks > 0 {
+            self.looks -= 1;
+            self.drained = self.looks == 0;
+            !self.drained
+        } else {
+            self.looks = 0;
+            false
+        };
         if self.drained {
             bell.mute();
         }
-        if self.paced && due && !nothing {
-            // A connection of HTTP/1.1 has room for one piece, and is filled again while others run: one look
-            // in each beat would slow the model down. For the same reason it is drained only where there is
-            // nothing after the log has taken what there was.
+        if again {
             context.waker().wake_by_ref();
             return ControlFlow::Break(Poll::Pending);
         }
@@ -364,6 +390,7 @@ impl Generation {
         loop {
             match ready!(pieces.poll_next_unpin(context)) {
                 Some(Ok(Piece::Text(more))) => {
+                    self.pieces += 1;
                     let room = ANSWER_BYTES - self.text.len();
                     self.text.push_str(&more[..more.floor_char_boundary(room)]);
                     if more.len() > room {
@@ -430,12 +457,13 @@ impl Generation {
                 let Inner { tick, metrics, .. } = &*self.turns.0;
                 let now = Instant::now();
                 self.beat = tick.after(now, self.owner.key.digest(), metrics.running.get());
-                self.paced = now - self.started >= PACED;
-                self.drained = false;
                 if !self.logged {
                     self.logged = true;
+                    self.spoken = now;
                     metrics.first_delta.observe((now - self.started).as_secs_f64());
                 }
+                self.paced = now - self.spoken >= PACED;
+                (self.looks, self.drained) = (LOOKS, false);
                 None
             }
             (Some(Stored::Cancelled), _) => Some(Verdict::End(self.stopped())),

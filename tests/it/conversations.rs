@@ -182,6 +182,8 @@ async fn an_engine_that_hands_over_one_piece_at_a_time_is_not_slowed_down_by_the
     }
     for piece in 15..2_000 {
         played.say(&format!("{piece} ")).await;
+        // Nothing that could be shown, such as half of a character.
+        played.say("").await;
     }
     played.end().await;
     let (events, status) = rest(stream).await;

@@ -40,22 +40,28 @@ pub fn dump<E: From<Error>>(
 ) -> Result<(), E> {
     let database = open_to_look(path)?;
     let transaction = database.begin_read().map_err(down)?;
-    check(path, &transaction)?;
+    check_format(&transaction)?;
     if selection.knowledge {
         dump_knowledge(&transaction, &mut line)?;
     }
     if selection.conversations {
+        check_journal(path, &transaction)?;
         dump_conversations(&transaction, selection.conversation, &mut line)?;
     }
     Ok(())
 }
 
-fn check(path: &Path, transaction: &ReadTransaction) -> Result<(), Error> {
+fn check_format(transaction: &ReadTransaction) -> Result<(), Error> {
     let Some(meta) = table(transaction, META)? else { return Ok(()) };
     let format = meta.get("format").map_err(down)?.map_or(0, |format| format.value());
     if format > FORMAT {
         return Err(Error::Newer { format, known: FORMAT });
     }
+    Ok(())
+}
+
+/// Whether all events are in their place.
+fn check_journal(path: &Path, transaction: &ReadTransaction) -> Result<(), Error> {
     match table(transaction, JOURNAL)? {
         Some(journal) if !journal.is_empty().map_err(down)? => Err(Error::Open {
             path: path.to_owned(),

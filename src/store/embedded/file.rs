@@ -17,7 +17,7 @@ use super::{
     super::Error,
     journal::Journal,
     memory::Memory,
-    tables::{Fault, prepare, sound, write},
+    tables::{Fault, prepare_again, sound, write},
     turns::{Interrupted, interrupt_all},
 };
 
@@ -50,7 +50,7 @@ impl File {
     /// has nothing to open: either it still takes writes or it is gone.
     pub(super) fn reopen(&self) -> Result<(), Error> {
         let Some(path) = &self.path else {
-            self.with(prepare)?;
+            self.with(prepare_again)?;
             self.journal.clear();
             return Ok(());
         };
@@ -62,7 +62,7 @@ impl File {
         });
         let database = guarded(|| {
             let database = create(path).map_err(down)?;
-            prepare(&database)?;
+            prepare_again(&database)?;
             Ok(database)
         })?;
         self.journal.clear();

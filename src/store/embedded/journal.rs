@@ -252,8 +252,8 @@ impl Tables<'_> {
     }
 
     /// Puts what is in the rows where it belongs, as at the start, when nothing is held: what no record
-    /// counts yet.
-    pub(super) fn replay(&mut self) -> Result<(), Fault> {
+    /// counts yet. Unless `all` is asked for, what belongs to a record that cannot be read is left out.
+    pub(super) fn replay(&mut self, all: bool) -> Result<(), Fault> {
         while let Some((row, frames)) = self.first_row()? {
             self.effects.changed = true;
             let mut rest = frames.as_slice();
@@ -265,7 +265,7 @@ impl Tables<'_> {
                 let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| damaged())?;
                 let event = rest.get(..length).ok_or_else(damaged)?;
                 rest = &rest[length..];
-                self.replay_event(ConversationDigest(*digest), event)?;
+                self.replay_event(ConversationDigest(*digest), event, all)?;
             }
         }
         Ok(())
@@ -276,13 +276,17 @@ impl Tables<'_> {
         Ok(row.map(|(row, frames)| (row.value(), frames.value().to_vec())))
     }
 
-    fn replay_event(&mut self, digest: ConversationDigest, bytes: &[u8]) -> Result<(), Fault> {
+    fn replay_event(
+        &mut self,
+        digest: ConversationDigest,
+        bytes: &[u8],
+        all: bool,
+    ) -> Result<(), Fault> {
         let event: Event = decode(bytes, || format!("{}, journal", named(&digest.0)))?;
         let mut conversation = match self.conversation(digest) {
             Ok(Some(conversation)) => conversation,
-            // It is gone, or cannot be read: a start refuses that, and a store that was down for something
-            // else need not stay so for it.
-            Ok(None) | Err(Fault::Refused(_)) => return Ok(()),
+            Ok(None) => return Ok(()),
+            Err(Fault::Refused(_)) if !all => return Ok(()),
             Err(fault) => return Err(fault),
         };
         let running = conversation.turn.as_mut();

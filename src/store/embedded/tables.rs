@@ -164,6 +164,16 @@ pub(super) fn decode<T: DeserializeOwned>(
 /// Makes the tables where they are missing, checks the format by a write that reaches the disk, and puts
 /// what is in the journal where it belongs.
 pub(super) fn prepare(database: &Database) -> Result<Revision, Error> {
+    put_in_order(database, true)
+}
+
+/// The same after a failure. What cannot be read is refused at the next start; a store that was down for
+/// something else need not stay so for it.
+pub(super) fn prepare_again(database: &Database) -> Result<Revision, Error> {
+    put_in_order(database, false)
+}
+
+fn put_in_order(database: &Database, all: bool) -> Result<Revision, Error> {
     let (newest, _) = write(database, &Journal::default(), |tables| {
         let format = tables.meta.get("format").map_err(down)?.map(|format| format.value());
         if let Some(newer) = format.filter(|format| *format > FORMAT) {
@@ -171,7 +181,7 @@ pub(super) fn prepare(database: &Database) -> Result<Revision, Error> {
         }
         tables.meta.insert("format", FORMAT).map_err(down)?;
         tables.effects.changed = true;
-        tables.replay().map_err(Fault::into_error)?;
+        tables.replay(all).map_err(Fault::into_error)?;
         let newest = tables.meta.get("knowledge_revision").map_err(down)?;
         Ok(newest.map_or(0, |revision| revision.value()))
     })?;

@@ -39,6 +39,9 @@ const SUSPECT: Duration = Duration::from_secs(1);
 /// Links that wait for the keeper, which takes them at once: more than a cluster has primaries.
 const NEW: usize = 1024;
 
+/// Why there is no connection where none was tried to its end.
+const NEVER: &str = "it is not connected yet";
+
 /// A place to be connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Target {
@@ -63,7 +66,7 @@ impl Link {
     fn new(target: Target) -> Self {
         Self {
             target,
-            current: watch::Sender::new(Err("it is not connected yet".to_owned())),
+            current: watch::Sender::new(Err(NEVER.to_owned())),
             suspected: Notify::new(),
             retired: CancellationToken::new(),
             replicas: AtomicU32::new(0),
@@ -94,6 +97,11 @@ impl Link {
     /// A replica did not acknowledge in time. True the first time since the last look.
     pub(super) fn lags(&self) -> bool {
         !self.lagging.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it is being connected for the first time.
+    fn is_new(&self) -> bool {
+        matches!(&*self.current.borrow(), Err(why) if why == NEVER)
     }
 
     fn is_up(&self) -> bool {
@@ -170,6 +178,8 @@ impl Links {
         let range = slots.partition_point(|(first, _)| *first <= slot).checked_sub(1);
         let node = range.and_then(|range| slots.get(range)).map(|(_, node)| node.clone());
         node.and_then(|node| links.get(&Target::Node(node)))
+            // Whoever is sent there by another node waits for it.
+            .filter(|link| !link.is_new())
             // Any node knows better.
             .or_else(|| links.values().find(|link| link.is_up()))
             .map(Arc::clone)
