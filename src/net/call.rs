@@ -234,13 +234,12 @@ where
 {
     fn execute(&self, work: F) {
         let call = self.0.take_begun();
-        let is_call = call.is_some();
         // Boxed here, since a future is copied each time it is handed on, and once more when it ends: of a
         // kilobyte, that made ten kilobytes for a call.
         let future = Box::pin(work);
         let limit = self.0.stall_timeout;
         let work = Work { future, call, limit, stalled: None };
-        if is_call {
+        if work.call.is_some() {
             self.0.new_calls().push(work);
         } else {
             self.0.life.spawn_work(work);

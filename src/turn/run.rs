@@ -97,8 +97,8 @@ pub(super) struct Generation {
     beat: Instant,
     /// When the first text was logged.
     spoken: Instant,
-    /// Whether the engine is looked at in the beat too; looks without a piece since the last one, after
-    /// which it has no more to say; and whether it is left alone until the next.
+    /// Whether the engine is looked at in the beat too; how many looks without a piece are left until it has
+    /// no more to say; and whether it has been left alone since.
     paced: bool,
     looks: u8,
     drained: bool,

@@ -140,7 +140,7 @@ async fn nobody_waits_for_ever_on_a_disk_that_hangs() {
 }
 
 /// Both ways in which one change can spoil a transaction.
-fn spoil(tables: &mut Tables<'_>, panics: bool) -> Result<(), Fault> {
+pub(super) fn spoil(tables: &mut Tables<'_>, panics: bool) -> Result<(), Fault> {
     tables.meta.insert("half", 1)?;
     tables.effects.changed = true;
     assert!(!panics, "on purpose");

@@ -34,6 +34,14 @@ async fn say(store: &Embedded, owner: &Owner, number: u64, text: &str) {
     assert!(matches!(stored, Appended::Stored { .. }), "{stored:?}");
 }
 
+/// A conversation whose turn has said something.
+async fn spoken(store: &Embedded) -> (ConversationKey, Owner) {
+    let key = key();
+    let owner = begin(store, &key, &says("hello")).await;
+    say(store, &owner, 1, "a").await;
+    (key, owner)
+}
+
 fn bodies(page: &Page) -> Vec<&EventBody> {
     page.events.iter().map(|event| &event.body).collect()
 }
@@ -48,9 +56,7 @@ fn crashed(folder: &TempDir, path: &PathBuf) -> StoreUrl {
 #[tokio::test]
 async fn deltas_are_read_from_any_place_wherever_they_are() {
     let store = open(&StoreUrl::Memory).expect("a store");
-    let key = key();
-    let owner = begin(&store, &key, &says("hello")).await;
-    say(&store, &owner, 1, "a").await;
+    let (key, owner) = spoken(&store).await;
     say(&store, &owner, 2, "b").await;
     // The message alone, and after it what puts the deltas in their place.
     assert_eq!(placed(&store), 1);
@@ -186,17 +192,12 @@ async fn a_journal_that_is_damaged_is_refused_at_the_start() {
 async fn a_turn_that_was_taken_over_is_whole_after_a_crash() {
     let folder = folder();
     let (path, url) = file(&folder);
-    let store = open(&url).expect("a new store");
-    let key = key();
-    let owner = begin(&store, &key, &says("hello")).await;
-    say(&store, &owner, 1, "a").await;
-    let reaped = loop {
-        if let Some(reaped) = store.reap(&key).await.expect("a reap") {
-            break reaped;
-        }
-        // Its lease is over some time.
-        tokio::time::sleep(LEASE / 10).await;
-    };
+    // Every lease is over at once.
+    let config = config(&url, Duration::ZERO);
+    let store = Embedded::open(&config, false, dependency().1, &mut Registry::default());
+    let store = store.expect("a new store");
+    let (key, owner) = spoken(&store).await;
+    let reaped = store.reap(&key).await.expect("a reap").expect("it has no owner");
     let late = store.append(&owner, 2, &[delta("lost")]).await.expect("an append");
     assert_eq!(late, Appended::Fenced);
     say(&store, &reaped.owner, 1, "b").await;
@@ -208,9 +209,7 @@ async fn a_turn_that_was_taken_over_is_whole_after_a_crash() {
 #[tokio::test]
 async fn a_conversation_that_is_held_is_forgotten_with_all_it_has() {
     let store = open(&StoreUrl::Memory).expect("a store");
-    let key = key();
-    let owner = begin(&store, &key, &says("hello")).await;
-    say(&store, &owner, 1, "a").await;
+    let (key, owner) = spoken(&store).await;
     let now = SystemTime::now() + RETENTION * 2;
     let swept = store.change(move |tables| sweep(tables, RETENTION, now)).await;
     assert_eq!(swept.expect("a sweep").conversations, 1);
@@ -225,9 +224,7 @@ async fn a_conversation_that_is_held_is_forgotten_with_all_it_has() {
 #[tokio::test]
 async fn a_transaction_that_is_given_up_and_done_again_logs_everything_once() {
     let store = open(&StoreUrl::Memory).expect("a store");
-    let key = key();
-    let owner = begin(&store, &key, &says("hello")).await;
-    say(&store, &owner, 1, "a").await;
+    let (key, owner) = spoken(&store).await;
     let (go, going) = std::sync::mpsc::sync_channel(1);
     let (b, c, post) = ([delta("b")], [delta("c")], says("me too"));
     let (held, b, posted, spoilt, c, ()) = tokio::join!(
@@ -235,11 +232,7 @@ async fn a_transaction_that_is_given_up_and_done_again_logs_everything_once() {
         store.change(move |_| Ok(going.recv().is_ok())),
         store.append(&owner, 2, &b),
         store.post(&key, &post),
-        store.change(|tables| {
-            tables.meta.insert("half", 1)?;
-            tables.effects.changed = true;
-            Err::<(), _>(redb::StorageError::Corrupted("a page".to_owned()).into())
-        }),
+        store.change(|tables| disk::spoil(tables, false)),
         store.append(&owner, 3, &c),
         async move { go.send(()).expect("the writer waits") }
     );
@@ -287,9 +280,7 @@ async fn what_is_closed_has_an_empty_journal() {
     let folder = folder();
     let (path, url) = file(&folder);
     let store = open(&url).expect("a new store");
-    let key = key();
-    let owner = begin(&store, &key, &says("hello")).await;
-    say(&store, &owner, 1, "a").await;
+    spoken(&store).await;
     assert_eq!(journal(&store).0, 1);
     drop(store);
     let mut events = Vec::new();
