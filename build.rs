@@ -25,6 +25,9 @@ fn compile(file: &str, descriptor: &str) -> Result<(), Error> {
     std::fs::write(out.join(descriptor), descriptors.encode_to_vec())?;
     // A client without the server's parts has no use for traits to serve the contract with.
     let server = std::env::var_os("CARGO_FEATURE_SERVER").is_some();
-    tonic_prost_build::configure().build_server(server).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(server)
+        .codec_path("crate::pb::codec::Codec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The generated types of `proto/`, and the descriptor sets that reflection serves.
 //!
-//! Nothing but generated code lives here; conversions are in `rpc::convert`.
+//! Nothing but generated code and its codec lives here; conversions are in `rpc::convert`.
+
+pub mod codec;
 
 /// `chatbot.v1`: the contract of this service.
 pub mod chatbot {
