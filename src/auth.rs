@@ -13,11 +13,13 @@ mod tokens;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak},
+    time::SystemTime,
 };
 
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use rustls_pki_types::CertificateDer;
+use subtle::ConstantTimeEq as _;
 use tracing::debug;
 use webpki::EndEntityCert;
 
@@ -128,6 +130,39 @@ struct Credentials {
     keys: Option<jwt::Keys>,
 }
 
+/// Whose a token is, and until when it counts; `None`: as long as the file says so.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    principal: Principal,
+    end: Option<SystemTime>,
+}
+
+/// A token that was found good.
+pub struct Known {
+    header: Box<[u8]>,
+    /// The files may be read again. What was read before is not kept for this.
+    of: Weak<Credentials>,
+    end: Option<SystemTime>,
+    principal: Principal,
+}
+
+impl Known {
+    /// Whether this is it still.
+    fn is(&self, header: &HeaderValue, credentials: &Arc<Credentials>) -> bool {
+        // To its end, so that the time it takes tells nothing about it: behind a proxy others may share the
+        // connection.
+        bool::from(header.as_bytes().ct_eq(&self.header))
+            && std::ptr::eq(self.of.as_ptr(), Arc::as_ptr(credentials))
+            && self.end.is_none_or(|end| SystemTime::now() < end)
+    }
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").field("principal", &self.principal).finish_non_exhaustive()
+    }
+}
+
 /// How many credentials there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {
@@ -159,17 +194,28 @@ impl Authenticator {
     }
 
     /// The principal of a request: of its bearer token, else of the verified certificate of its
-    /// connection. Where no credentials are configured, an `Authorization` header is not looked at:
+    /// connection. The token that was good last is `known` to whoever sees the same one with each call, such
+    /// as a connection: to verify a JWT can cost ten times what the rest of a call does. Where no credentials are configured, an `Authorization` header is not looked at:
     /// there is nothing to compare it with, and whoever left it out would get in.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
         certificate: Option<&[u8]>,
+        known: &mut Option<Known>,
     ) -> Result<Principal, Refusal> {
         if !self.is_open()
-            && let Some(token) = bearer(headers)?
+            && let Some(header) = authorization(headers)?
         {
-            return self.credentials().principal(token).ok_or(Refusal::Invalid);
+            let credentials = self.credentials();
+            if let Some(known) = known.as_ref().filter(|known| known.is(header, &credentials)) {
+                return Ok(known.principal.clone());
+            }
+            let Found { principal, end } =
+                credentials.principal(bearer(header)?).ok_or(Refusal::Invalid)?;
+            // Copied: it may be a piece of all that was read with it.
+            let (header, of) = (header.as_bytes().into(), Arc::downgrade(&credentials));
+            *known = Some(Known { header, of, end, principal: principal.clone() });
+            return Ok(principal);
         }
         match certificate {
             Some(der) => self.certificate(der),
@@ -197,8 +243,8 @@ impl Authenticator {
         self.0.config.files().next().is_none()
     }
 
-    fn credentials(&self) -> Arc<Credentials> {
-        Arc::clone(&self.0.credentials.read().unwrap_or_else(PoisonError::into_inner))
+    fn credentials(&self) -> RwLockReadGuard<'_, Arc<Credentials>> {
+        self.0.credentials.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -219,16 +265,17 @@ impl Credentials {
         }
     }
 
-    fn principal(&self, token: &str) -> Option<Principal> {
+    fn principal(&self, token: &str) -> Option<Found> {
         let jwt = self.keys.as_ref().filter(|_| token.matches('.').count() == 2);
         if let Some(keys) = jwt {
             match keys.principal(token) {
-                Ok(principal) => return Some(principal),
+                Ok(found) => return Some(found),
                 // For the operator: callers are told nothing.
                 Err(why) => debug!(why, "not a valid JWT"),
             }
         }
-        self.tokens.as_ref()?.principal(token).cloned()
+        let principal = self.tokens.as_ref()?.principal(token)?.clone();
+        Some(Found { principal, end: None })
     }
 }
 
@@ -245,20 +292,23 @@ fn read<T>(
     parsed.map_err(|problems| bad.push(BadFile { path: path.to_owned(), problems })).ok()
 }
 
-/// The token of the `Authorization` header; `None` without the header. Two headers are refused:
-/// a proxy in front may have looked at the other one.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+/// The `Authorization` header, if there is one. Two are refused: a proxy in front may have looked at the
+/// other one.
+fn authorization(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Refusal> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (value, more) = (values.next(), values.next());
-    let Some(value) = value else { return Ok(None) };
-    let text = value.to_str().map_err(|_| Refusal::Invalid)?;
+    if more.is_some() { Err(Refusal::Invalid) } else { Ok(value) }
+}
+
+/// The token of an `Authorization` header.
+fn bearer(header: &HeaderValue) -> Result<&str, Refusal> {
+    let text = header.to_str().map_err(|_| Refusal::Invalid)?;
     let (scheme, token) = text.split_once(' ').ok_or(Refusal::Invalid)?;
     let token = token.trim_matches(' ');
-    let good = more.is_none()
-        && scheme.eq_ignore_ascii_case("bearer")
+    let good = scheme.eq_ignore_ascii_case("bearer")
         && (1..=TOKEN_BYTES).contains(&token.len())
         && token.bytes().all(|byte| byte.is_ascii_graphic());
-    if good { Ok(Some(token)) } else { Err(Refusal::Invalid) }
+    if good { Ok(token) } else { Err(Refusal::Invalid) }
 }
 
 #[cfg(test)]

@@ -4,14 +4,17 @@
 //! `none` nor a public key taken for a shared secret gets anywhere. A token must say when it ends
 //! and be meant for this service, by this issuer.
 
+use std::time::{Duration, SystemTime};
+
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, Header, Validation, decode, decode_header,
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
 };
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Principal, Scope, Scopes, signature};
+use super::{Found, Principal, Scope, Scopes, signature};
 
 /// How far the clocks of issuer and server may be apart, in seconds.
 const LEEWAY: u64 = 30;
@@ -46,6 +49,9 @@ struct Key {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    /// Seconds since 1970, maybe with a fraction. That it is there, the library has looked.
+    #[serde(default)]
+    exp: Value,
     scope: Option<Names>,
     scp: Option<Names>,
 }
@@ -96,8 +102,8 @@ impl Keys {
         Ok(Self { keys: keys.into_iter().map(|(_, key)| key).collect(), validation })
     }
 
-    /// Who the token was issued to. The error is for the operator, and holds nothing of the token.
-    pub(super) fn principal(&self, token: &str) -> Result<Principal, &'static str> {
+    /// Who the token was issued to, and until when. The error is for the operator, and holds nothing of the token.
+    pub(super) fn principal(&self, token: &str) -> Result<Found, &'static str> {
         let header = decode_header(token).map_err(|error| why(error.kind()))?;
         // Whoever lists an extension there wants tokens refused where it is not understood.
         if header.crit.is_some() {
@@ -108,7 +114,11 @@ impl Keys {
         let claims: Claims =
             decode(token, &key.public, &validation).map_err(|error| why(error.kind()))?.claims;
         let scopes = claims.scope.or(claims.scp).map(Names::scopes).unwrap_or_default();
-        Principal::new(&claims.sub, scopes).ok_or("subject")
+        let principal = Principal::new(&claims.sub, scopes).ok_or("subject")?;
+        // Without the leeway: from there on it is looked at each time.
+        let end = claims.exp.as_f64().and_then(|end| Duration::try_from_secs_f64(end).ok());
+        let end = end.and_then(|end| SystemTime::UNIX_EPOCH.checked_add(end));
+        Ok(Found { principal, end: Some(end.unwrap_or(SystemTime::UNIX_EPOCH)) })
     }
 
     pub(super) fn len(&self) -> usize {

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::{Error, status::answer};
 use crate::{
-    auth::{Authenticator, Principal, Refusal, Scope},
+    auth::{Authenticator, Known, Principal, Refusal, Scope},
     domain::PeerCertificate,
     pb,
 };
@@ -63,14 +63,22 @@ impl<S> tower::Layer<S> for Layer {
     type Service = Authenticate<S>;
 
     fn layer(&self, inner: S) -> Authenticate<S> {
-        Authenticate { inner, shared: Arc::clone(&self.0) }
+        Authenticate { inner, shared: Arc::clone(&self.0), known: None }
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Authenticate<S> {
     inner: S,
     shared: Arc<Shared>,
+    /// The token of the last call: all calls of a connection come to the same clone, and most show one token.
+    known: Option<Known>,
+}
+
+impl<S: Clone> Clone for Authenticate<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared), known: None }
+    }
 }
 
 impl<S, B> tower::Service<Request<B>> for Authenticate<S>
@@ -86,7 +94,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match self.shared.admit(&request) {
+        match self.shared.admit(&request, &mut self.known) {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);
                 Either::Left(self.inner.call(request))
@@ -97,11 +105,15 @@ where
 }
 
 impl Shared {
-    fn admit<B>(&self, request: &Request<B>) -> Result<Principal, Error> {
+    fn admit<B>(
+        &self,
+        request: &Request<B>,
+        known: &mut Option<Known>,
+    ) -> Result<Principal, Error> {
         let certificate = request.extensions().get::<PeerCertificate>();
         let der = certificate.map(|PeerCertificate(der)| der.as_ref());
         let principal =
-            self.authenticator.authenticate(request.headers(), der).map_err(|refusal| {
+            self.authenticator.authenticate(request.headers(), der, known).map_err(|refusal| {
                 let reason = match refusal {
                     Refusal::Missing => "missing",
                     Refusal::Invalid => "invalid",

@@ -1,6 +1,6 @@
 //! What JWTs promise: a key of the set, an algorithm of the key, and every claim.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use ring::{
@@ -11,7 +11,7 @@ use ring::{
         EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _,
     },
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::*;
 
@@ -164,7 +164,7 @@ fn each_kind_of_key_is_found_by_its_id() {
     let keys = keys(&jwks);
     assert_eq!(keys.len(), 5);
     for (pair, id) in pairs.iter().zip(ids) {
-        let principal = keys.principal(&pair.token(id, &claims())).expect("valid");
+        let principal = keys.principal(&pair.token(id, &claims())).expect("valid").principal;
         assert_eq!((&*principal.name, principal.scopes.to_string()), ("alice", "chat".into()));
     }
     // Signed by another key than the one it names, and by one that is not there.
@@ -189,7 +189,7 @@ fn rsa_keys_verify_both_kinds_of_signatures() {
     let (rs256, ps384) = (signed("RS256", RS256_SIGNATURE), signed("PS384", PS384_SIGNATURE));
     let any = keys(&[jwk(json!({ "use": "sig" }))]);
     for token in [&rs256, &ps384] {
-        let principal = any.principal(token).expect("valid");
+        let principal = any.principal(token).expect("valid").principal;
         assert_eq!((&*principal.name, principal.scopes.to_string()), ("rsa", "teach".into()));
     }
     let only = keys(&[jwk(json!({ "alg": "RS256", "key_ops": ["verify"] }))]);
@@ -285,7 +285,7 @@ fn scopes_come_from_either_claim() {
     let pair = Pair::ed25519();
     let keys = keys(&[pair.jwk("a")]);
     let scopes = |claims: &Value| {
-        keys.principal(&pair.token("a", claims)).expect("valid").scopes.to_string()
+        keys.principal(&pair.token("a", claims)).expect("valid").principal.scopes.to_string()
     };
     assert_eq!(scopes(&with("scope", json!("teach email chat"))), "chat,teach");
     assert_eq!(scopes(&with("scope", json!("teacher chat:all"))), "");
