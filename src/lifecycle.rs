@@ -87,6 +87,11 @@ impl Lifecycle {
         &self.0.draining
     }
 
+    /// Whether nothing new must be taken: asked for each call, where the token would lock.
+    pub fn is_draining(&self) -> bool {
+        self.0.end.get().is_some()
+    }
+
     /// The hard token: cancelled when what is left must be dropped.
     pub fn closing(&self) -> &CancellationToken {
         &self.0.closing

@@ -7,6 +7,7 @@
 
 mod budget;
 mod call;
+mod clock;
 mod coalesce;
 mod connection;
 pub mod fds;

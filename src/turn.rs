@@ -203,7 +203,7 @@ impl Turns {
 
     /// Logs a message that wants no answer.
     pub async fn post(&self, key: &ConversationKey, begin: &Begin) -> Result<(), Error> {
-        if self.0.life.draining().is_cancelled() {
+        if self.0.life.is_draining() {
             return Err(Error::Draining);
         }
         // A message is kept like a turn's, so it counts like one.

@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
@@ -24,10 +24,10 @@ use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tower::util::Oneshot;
 use tracing::debug;
 
 use super::{
+    clock::Clock,
     governor::{Activity, CallGuard},
     wire::Heard,
 };
@@ -39,7 +39,7 @@ const OWN_TIME: Duration = Duration::from_micros(100);
 /// Calls that become tasks at once after one that took longer than that by itself: more like it may follow.
 const OTHERS: usize = 64;
 
-/// What answers the calls of all connections.
+/// What answers calls. It is always ready for one. Each connection has a clone of its own.
 pub trait Routes:
     tower::Service<
         Request<RequestBody>,
@@ -77,6 +77,8 @@ pub struct Ending(Arc<End>);
 
 #[derive(Debug, Default)]
 struct End {
+    /// Set before `now` is cancelled.
+    is_now: AtomicBool,
     now: CancellationToken,
     soon: CancellationToken,
     /// Set before `soon` is cancelled.
@@ -84,6 +86,11 @@ struct End {
 }
 
 impl Ending {
+    /// Whether the call has to say goodbye: asked for each frame, where the token would lock.
+    pub fn is_now(&self) -> bool {
+        self.0.is_now.load(Ordering::Acquire)
+    }
+
     /// Cancelled when the call has to say goodbye.
     pub fn now(&self) -> &CancellationToken {
         &self.0.now
@@ -101,6 +108,12 @@ impl Ending {
         let _ = self.0.at.set(tokio::time::Instant::now() + time_left);
         self.0.soon.cancel();
     }
+
+    /// Tells the calls to say goodbye.
+    pub(crate) fn end(&self) {
+        self.0.is_now.store(true, Ordering::Release);
+        self.0.now.cancel();
+    }
 }
 
 /// What all calls of one connection share.
@@ -111,6 +124,8 @@ pub(super) struct Calls {
     pub(super) heard: Arc<Heard>,
     pub(super) ending: Ending,
     pub(super) stall_timeout: Duration,
+    /// hyper's.
+    pub(super) clock: Clock,
     /// The call that `call` has just begun and `execute` is about to run: hyper does one right after
     /// the other.
     begun: Mutex<Option<Call>>,
@@ -166,8 +181,8 @@ impl Calls {
         stall_timeout: Duration,
     ) -> Self {
         let (ending, begun, new) = (Ending::default(), Mutex::default(), Mutex::default());
-        let others = AtomicUsize::new(0);
-        Self { life, activity, heard, ending, stall_timeout, begun, new, others }
+        let (clock, others) = (Clock::new(), AtomicUsize::new(0));
+        Self { life, activity, heard, ending, stall_timeout, clock, begun, new, others }
     }
 
     fn take_begun(&self) -> Option<Call> {
@@ -188,15 +203,16 @@ impl Calls {
         let mut left = OWN_TIME;
         // A task asks again, with its own waker, before it waits.
         let mut context = Context::from_waker(Waker::noop());
+        let mut before = Instant::now();
         for mut work in new {
             if others > 0 {
                 others -= 1;
             } else if !left.is_zero() {
-                let start = Instant::now();
                 let future = work.future.as_mut();
                 // A panic ends this call alone, as it would a task: to drop the work resets the stream.
                 let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut context)));
-                let took = start.elapsed();
+                let now = Instant::now();
+                let took = now - std::mem::replace(&mut before, now);
                 left = left.saturating_sub(took);
                 if took > OWN_TIME {
                     others = OTHERS;
@@ -272,6 +288,7 @@ impl<C: Future> Future for Serving<C> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
         let this = self.project();
+        this.calls.clock.set();
         let polled = this.connection.poll(context);
         // An answer wakes the connection, which writes it when it is polled again.
         this.calls.run_new();
@@ -318,10 +335,16 @@ impl Future for Work {
 /// Begins calls; given to hyper.
 #[derive(Debug, Clone)]
 pub(super) struct Service<S> {
-    pub(super) routes: S,
-    pub(super) calls: Arc<Calls>,
+    routes: Arc<Mutex<S>>,
+    calls: Arc<Calls>,
     /// What every request of the connection is told, such as who is at the other end.
-    pub(super) extensions: http::Extensions,
+    extensions: http::Extensions,
+}
+
+impl<S> Service<S> {
+    pub(super) fn new(routes: S, calls: Arc<Calls>, extensions: http::Extensions) -> Self {
+        Self { routes: Arc::new(Mutex::new(routes)), calls, extensions }
+    }
 }
 
 impl<S: Routes> hyper::service::Service<Request<Incoming>> for Service<S> {
@@ -336,7 +359,8 @@ impl<S: Routes> hyper::service::Service<Request<Incoming>> for Service<S> {
         let heard = Arc::clone(&self.calls.heard);
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
-        let response = Oneshot::new(self.routes.clone(), request);
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let response = routes.call(request);
         Answer { response, offer: Some(offer), held }
     }
 }
@@ -345,7 +369,7 @@ pin_project_lite::pin_project! {
     /// A response that is not there yet.
     pub(super) struct Answer<S: Routes> {
         #[pin]
-        response: Oneshot<S, Request<RequestBody>>,
+        response: S::Future,
         // Both are the body's when it is there.
         offer: Option<Arc<Offer>>,
         held: Option<Call>,

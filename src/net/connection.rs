@@ -132,7 +132,7 @@ where
     ));
     extensions.insert(calls.ending.clone());
     let builder = builder(&calls, limits, *http1);
-    let service = Service { routes, calls: Arc::clone(&calls), extensions };
+    let service = Service::new(routes, Arc::clone(&calls), extensions);
     let stream = Coalesce::new(stream, writes.clone());
     let stream = TokioIo::new(Wire::new(stream, Arc::clone(&heard)));
     let connection = builder.serve_connection(stream, service);
@@ -177,7 +177,7 @@ where
     }
 
     // Saying goodbye.
-    calls.ending.now().cancel();
+    calls.ending.end();
     tokio::select! {
         biased;
         _ = connection.as_mut() => {}
@@ -223,7 +223,7 @@ fn builder(calls: &Arc<Calls>, limits: &Connections, http1: bool) -> auto::Build
     // Every limit by its number: what is not set is often no limit at all.
     builder
         .http2()
-        .timer(TokioTimer::new())
+        .timer(calls.clock.clone())
         // gRPC has no use for it, and each second of it stays in the table of compressed headers, where
         // every answer is compared with all of them.
         .auto_date_header(false)

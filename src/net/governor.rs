@@ -122,9 +122,15 @@ pub(super) struct CallGuard(Arc<Activity>);
 
 impl Drop for CallGuard {
     fn drop(&mut self) {
-        // First the time, then the count: who sees no call must see when the last one ended.
-        self.0.idle_since.store(self.0.now(), Ordering::Release);
-        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+        // The last one looks at the clock. First the time, then the count: who sees no call must see when
+        // the last one ended.
+        let ended = |calls: usize| {
+            if calls == 1 {
+                self.0.idle_since.store(self.0.now(), Ordering::Release);
+            }
+            Some(calls - 1)
+        };
+        let _ = self.0.calls.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended);
     }
 }
 

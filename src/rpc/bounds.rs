@@ -9,14 +9,14 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, body::Body, codegen::Bytes};
 
 use super::{Error, status::answer};
@@ -43,6 +43,9 @@ impl Arrival {
         }
     }
 }
+
+/// The header with the caller's deadline. Looked up by its text it would be read anew for each call.
+static TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Any error.
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -88,10 +91,7 @@ where
             Err(status) => return BoundedCall::Refused { status: Some(status) },
         };
         // Absent where there is no connection of ours, as in tests of a layer.
-        let ending = request
-            .extensions()
-            .get::<Ending>()
-            .map_or_else(CancellationToken::new, |ending| ending.now().clone());
+        let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
         let arrival = Arrival::of(request.uri().path());
         let limit = self.receive_timeout;
         let mut request =
@@ -148,7 +148,7 @@ where
 
 /// What ends a call from outside: resolves to the status that it gets.
 pub(super) struct End {
-    ending: CancellationToken,
+    ending: Ending,
     deadline: Option<Instant>,
     /// Most calls are answered without waiting, and need neither a place among those who wait for the
     /// connection's end nor a timer.
@@ -158,12 +158,14 @@ pub(super) struct End {
 struct Waiting {
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// What both wake.
+    waker: Option<Waker>,
 }
 
 impl End {
     /// The status, if the call has to end now.
     fn now(&self) -> Option<Status> {
-        if self.ending.is_cancelled() {
+        if self.ending.is_now() {
             return Some(Error::Leaving.into());
         }
         let over = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -177,10 +179,18 @@ impl Future for End {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Status> {
         let Self { ending, deadline, waiting } = &mut *self;
         let waiting = waiting.get_or_insert_with(|| {
-            let ending = Box::pin(ending.clone().cancelled_owned());
+            let ending = Box::pin(ending.now().clone().cancelled_owned());
             let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-            Box::new(Waiting { ending, deadline })
+            Box::new(Waiting { ending, deadline, waker: None })
         });
+        // A stream is woken for each of its messages, and by the same waker.
+        let same = waiting.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        if same && waiting.deadline.is_none() && !ending.is_now() {
+            return Poll::Pending;
+        }
+        if !same {
+            waiting.waker = Some(context.waker().clone());
+        }
         if waiting.ending.as_mut().poll(context).is_ready() {
             return Poll::Ready(Error::Leaving.into());
         }
@@ -296,7 +306,7 @@ where
 /// The deadline that the caller has set: `grpc-timeout`, at most eight digits and a unit (gRPC over
 /// HTTP/2). A malformed one is refused: what the caller wants is unknown, and for ever is no guess.
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let Some(value) = headers.get(&TIMEOUT) else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(timeout).ok_or(Error::Timeout)?;
     // So far away that it cannot be told is no deadline.
     Ok(Instant::now().checked_add(timeout))
@@ -396,12 +406,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_ends_says_so_in_trailers() {
         let ending = Ending::default();
-        let token = ending.now().clone();
         let response = call("/x/Watch", axum::body::Body::empty(), |request| {
-            request.extensions_mut().insert(ending);
+            request.extensions_mut().insert(ending.clone());
         })
         .await;
-        token.cancel();
+        ending.end();
         let status = trailers(response).await;
         assert_eq!(status.code(), Code::Unavailable);
     }

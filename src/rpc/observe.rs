@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -58,6 +58,8 @@ const EXPECTED: [Code; 6] = [
 ];
 /// Status codes, from 0.
 const CODES: usize = 17;
+/// The header or trailer with the code. Looked up by its text it would be read anew for each call.
+static STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 #[derive(Debug, Clone)]
 pub(super) struct Layer(Arc<Shared>);
@@ -214,7 +216,7 @@ impl Call {
 
     /// Takes the code from headers or trailers, if they have one.
     fn see(&mut self, headers: &HeaderMap) {
-        if let Some(status) = headers.get("grpc-status") {
+        if let Some(status) = headers.get(&STATUS) {
             self.code = Code::from_bytes(status.as_bytes());
         }
     }

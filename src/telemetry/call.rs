@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::{
     Context, TraceFlags,
     propagation::{Extractor, TextMapPropagator as _},
@@ -16,6 +16,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 pub(super) const SAMPLED: &str = "chatbot::call";
 /// Target of the spans that only log lines see.
 pub(super) const UNSAMPLED: &str = "chatbot::unsampled";
+
+/// The header with the caller's span. Looked up by its text it would be read anew for each call.
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The caller's span, in the context of its call.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ impl CallSpans {
     /// the caller's `traceparent` names. The caller's sampled flag decides; without one, the ratio.
     pub fn start(&self, method: &'static str, headers: &HeaderMap) -> CallSpan {
         let parent = headers
-            .contains_key("traceparent")
+            .contains_key(&TRACEPARENT)
             .then(|| self.propagator.extract(&Headers(headers)))
             .filter(|context| context.span().span_context().is_valid());
         let sampled = self.ratio > 0.0

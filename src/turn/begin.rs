@@ -32,7 +32,7 @@ impl Turns {
         busy: OnBusy,
         deadline: Option<Instant>,
     ) -> Result<Attached, Error> {
-        if self.0.life.draining().is_cancelled() {
+        if self.0.life.is_draining() {
             return Err(Error::Draining);
         }
         if busy == OnBusy::Interrupt {

@@ -13,7 +13,7 @@ use crate::{
 impl Turns {
     /// Takes over the conversation's turn if its owner is gone: runs it again, or ends it.
     pub(super) async fn take_over(&self, key: &ConversationKey) -> Result<(), Error> {
-        if self.0.life.draining().is_cancelled() {
+        if self.0.life.is_draining() {
             // Another replica has the time for it.
             return Ok(());
         }
