@@ -15,7 +15,7 @@
 //! | 4 | [`store`], [`net`], [`auth`] | the log; descriptors, listeners, connections; credentials |
 //! | 3 | [`health`], [`lifecycle`], [`telemetry`]; [`client`] | who is ready, who has to end, who can be seen; the other end of the line |
 //! | 2 | [`config`], [`domain`] | raw settings, checked; plain data and its rules |
-//! | 1 | [`error`], [`pb`] | error kinds; generated types |
+//! | 1 | [`error`], [`pb`]; `grown` | error kinds; generated types; a count that wakes who waits |
 //!
 //! Libraries stay in their rooms too: tonic in `rpc`, `client`, `health`, `net` and `cli`; tantivy in
 //! `knowledge`; redb and redis in `store`; jsonwebtoken in `auth`; OpenTelemetry in `telemetry`; reqwest
@@ -37,6 +37,8 @@ pub mod domain;
 pub mod engine;
 #[cfg(feature = "server")]
 pub mod error;
+#[cfg(feature = "server")]
+pub(crate) mod grown;
 #[cfg(feature = "server")]
 pub mod health;
 #[cfg(feature = "server")]

@@ -16,6 +16,7 @@ mod recent;
 mod run;
 mod tail;
 mod take_over;
+mod text;
 mod tick;
 mod watch;
 

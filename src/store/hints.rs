@@ -9,9 +9,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
-use crate::domain::ConversationDigest;
+use crate::{
+    domain::ConversationDigest,
+    grown::{Grown, Listener},
+};
 
 /// Who waits for what; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -28,11 +31,10 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Awaited {
     /// Hints so far, of both kinds.
-    all: watch::Sender<u64>,
+    all: Grown,
     /// How often its turn was asked to stop. The turn's owner waits for this alone: of its own appends it
     /// need not be told.
-    cancels: watch::Sender<u64>,
-    /// Counted here, since a channel still counts a receiver that is being dropped.
+    cancels: Grown,
     readers: usize,
 }
 
@@ -40,8 +42,8 @@ struct Awaited {
 #[derive(Debug)]
 pub struct Hint {
     conversation: ConversationDigest,
-    all: watch::Receiver<u64>,
-    cancels: watch::Receiver<u64>,
+    all: Listener,
+    cancels: Listener,
     hints: Hints,
 }
 
@@ -54,7 +56,7 @@ impl Hints {
         if awaited.readers == 1 {
             self.0.changed.notify_one();
         }
-        let (all, cancels) = (awaited.all.subscribe(), awaited.cancels.subscribe());
+        let (all, cancels) = (awaited.all.listen(), awaited.cancels.listen());
         Hint { conversation, all, cancels, hints: self.clone() }
     }
 
@@ -87,9 +89,9 @@ impl Hints {
 
     fn hint(&self, conversation: ConversationDigest, cancel: bool) {
         if let Some(awaited) = self.lock().get(&conversation) {
-            awaited.all.send_modify(|hints| *hints += 1);
+            awaited.all.add();
             if cancel {
-                awaited.cancels.send_modify(|cancels| *cancels += 1);
+                awaited.cancels.add();
             }
         }
     }
@@ -102,19 +104,18 @@ impl Hints {
 impl Hint {
     /// Ends when there was a hint since the last call, or since the subscription.
     pub async fn changed(&mut self) {
-        // The sender lives as long as a receiver does, so this cannot fail.
-        let _ = self.all.changed().await;
+        self.all.more().await;
     }
 
     /// Ends when the turn was asked to stop, or may have been, since the last call, or since the
     /// subscription.
     pub async fn cancelled(&mut self) {
-        let _ = self.cancels.changed().await;
+        self.cancels.more().await;
     }
 
     /// How many hints there were since the first subscription.
     pub fn count(&self) -> u64 {
-        *self.all.borrow()
+        self.all.count()
     }
 }
 

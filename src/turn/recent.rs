@@ -7,18 +7,12 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Poll,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-
-use futures_util::task::AtomicWaker;
 
 use crate::{
     domain::{Event, EventBody, Sequence},
+    grown::{self, Grown},
     store::After,
 };
 
@@ -34,7 +28,7 @@ pub(super) struct Recent(Arc<Inner>);
 struct Inner {
     log: Mutex<Log>,
     /// Changes for whoever waits.
-    grown: AtomicU64,
+    grown: Grown,
 }
 
 /// A piece of the conversation without a gap.
@@ -47,16 +41,13 @@ struct Log {
     /// Appends whose outcome is not known, and those that have logged something.
     coming: usize,
     appends: u64,
-    listeners: Vec<Arc<AtomicWaker>>,
 }
 
 /// A reader, which hears of what is logged, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
     recent: Recent,
-    /// Its task. (A channel would lock eight lists for each append, most of which one reader waits for.)
-    task: Arc<AtomicWaker>,
-    seen: u64,
+    grown: grown::Listener,
 }
 
 /// What is known here of what comes after a position.
@@ -79,9 +70,7 @@ pub(super) struct Coming(Recent, Vec<Event>);
 impl Recent {
     /// Listens from now on.
     pub(super) fn listen(&self) -> Listener {
-        let task = Arc::<AtomicWaker>::default();
-        self.lock().listeners.push(Arc::clone(&task));
-        Listener { recent: self.clone(), task, seen: self.0.grown.load(Ordering::SeqCst) }
+        Listener { recent: self.clone(), grown: self.0.grown.listen() }
     }
 
     /// An append begins.
@@ -102,10 +91,8 @@ impl Recent {
         for event in events {
             log.add(event);
         }
-        self.0.grown.fetch_add(1, Ordering::SeqCst);
-        for listener in &log.listeners {
-            listener.wake();
-        }
+        drop(log);
+        self.0.grown.add();
     }
 
     fn after(&self, after: After, most: usize) -> (Known, Option<u64>) {
@@ -155,18 +142,13 @@ impl Listener {
     /// here so far, if none is on its way.
     pub(super) fn after(&mut self, after: After, most: usize) -> (Known, Option<u64>) {
         // First, so that what is logged meanwhile is heard of.
-        self.seen = self.recent.0.grown.load(Ordering::SeqCst);
+        self.grown.see();
         self.recent.after(after, most)
     }
 
     /// Ends when more was logged here since the last look, or an append has come to nothing.
     pub(super) async fn grown(&mut self) {
-        poll_fn(|context| {
-            self.task.register(context.waker());
-            let grown = self.recent.0.grown.load(Ordering::SeqCst);
-            if grown == self.seen { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await;
+        self.grown.more().await;
     }
 
     /// The store does not know this position: it has lost events, if it was logged here.
@@ -179,12 +161,6 @@ impl Listener {
     /// The turn is over, and this reader has all of it: see [`Recent::forget`].
     pub(super) fn forget(&self) {
         self.recent.forget();
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.recent.lock().listeners.retain(|other| !Arc::ptr_eq(other, &self.task));
     }
 }
 
@@ -329,8 +305,6 @@ mod tests {
         assert!(matches!(reader.after(at(1), 10), (Known::Events(..), Some(1))));
         assert!(reader.grown().now_or_never().is_none());
         assert!(other.grown().now_or_never().is_some());
-        drop((reader, other));
-        assert!(recent.lock().listeners.is_empty());
     }
 
     #[test]

@@ -22,7 +22,12 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Inner, PATIENCE, PAUSE, Turns, bell::Bell, metrics::Outcome, stopped, watch::RunGuard,
+    Inner, PATIENCE, PAUSE, Turns,
+    bell::Bell,
+    metrics::Outcome,
+    stopped,
+    text::{CHUNK, Text},
+    watch::RunGuard,
 };
 use crate::{
     domain::{Completion, Event, EventBody, Failure, FailureReason, FinishReason},
@@ -30,8 +35,6 @@ use crate::{
     store::{self, Appended, Hint, Owner},
 };
 
-/// As many bytes are an event of their own.
-const CHUNK: usize = 256;
 /// Events of one append. As many do not wait for the next beat.
 const BATCH: usize = 64;
 /// Bytes of an answer. The terminal event repeats all of it and has to fit into a message.
@@ -86,12 +89,10 @@ pub(super) struct Generation {
     /// The number of the next event.
     next: u64,
     /// The answer so far, and of how many pieces it is.
-    text: String,
+    text: Text,
     pieces: u64,
-    /// What of it is not in the log yet: events, and from where on it is too short for one as long as more
-    /// may come.
+    /// Events of it that are not in the log yet.
     ready: Vec<EventBody>,
-    pending: usize,
     /// Whether text was logged, and when it is next: the first at once, then in the beat.
     logged: bool,
     beat: Instant,
@@ -179,10 +180,9 @@ impl Generation {
             watched,
             started,
             next: 1,
-            text: String::new(),
+            text: Text::default(),
             pieces: 0,
             ready: Vec::new(),
-            pending: 0,
             logged: false,
             beat: started,
             spoken: started,
@@ -336,7 +336,7 @@ impl Generation {
 
     /// Whether there is text that is not in the log.
     fn has_text(&self) -> bool {
-        !self.ready.is_empty() || self.pending < self.text.len()
+        !self.ready.is_empty() || self.text.has_rest()
     }
 
     /// Looks at the engine, unless it is to be left alone until the beat. Goes on if there is nothing to do
@@ -392,17 +392,17 @@ impl Generation {
                 Some(Ok(Piece::Text(more))) => {
                     self.pieces += 1;
                     let room = ANSWER_BYTES - self.text.len();
-                    self.text.push_str(&more[..more.floor_char_boundary(room)]);
+                    let enough = self.text.push(&more[..more.floor_char_boundary(room)]);
                     if more.len() > room {
                         return Poll::Ready(Woken::Last(Some(Ok(too_long()))));
+                    }
+                    if enough {
+                        self.cut_off();
                     }
                 }
                 Some(Ok(Piece::End(end))) => return Poll::Ready(Woken::Last(Some(Ok(end)))),
                 Some(Err(error)) => return Poll::Ready(Woken::Last(Some(Err(error)))),
                 None => return Poll::Ready(Woken::Last(None)),
-            }
-            if self.text.len() - self.pending >= CHUNK {
-                self.cut_off();
             }
             if self.ready.len() >= BATCH {
                 return Poll::Ready(Woken::Text);
@@ -413,7 +413,7 @@ impl Generation {
     /// The turn's end by the engine's last word.
     fn end(&self, last: Option<Result<engine::End, engine::Error>>) -> EventBody {
         match last {
-            Some(Ok(end)) => completed(self.text.clone(), end),
+            Some(Ok(end)) => completed(self.text.whole(), end),
             Some(Err(error)) => {
                 warn!(
                     turn = %self.owner.turn,
@@ -432,8 +432,7 @@ impl Generation {
 
     /// Makes an event of the text that is pending.
     fn cut_off(&mut self) {
-        self.ready.push(EventBody::Delta(self.text[self.pending..].into()));
-        self.pending = self.text.len();
+        self.ready.push(EventBody::Delta(self.text.cut_off()));
     }
 
     /// Logs the text that is not in the log, if its time has come or it is much, and the turn's end if
@@ -445,7 +444,7 @@ impl Generation {
         if !due {
             return None;
         }
-        if self.pending < self.text.len() {
+        if self.text.has_rest() {
             self.cut_off();
         }
         let mut events = std::mem::take(&mut self.ready);
@@ -531,11 +530,11 @@ impl Generation {
     }
 
     fn failed(&self, reason: FailureReason) -> EventBody {
-        EventBody::Failed(Failure { reason, partial_text: self.text.clone() })
+        EventBody::Failed(Failure { reason, partial_text: self.text.whole() })
     }
 
     fn stopped(&self) -> EventBody {
-        EventBody::Completed(stopped(self.text.clone()).into())
+        EventBody::Completed(stopped(self.text.whole()).into())
     }
 }
 
