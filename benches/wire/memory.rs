@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 const SHARDS: usize = 16;
 /// Conversations of a shard. Few, since what is measured is the service and not the processor's caches.
-const KEPT: usize = 8;
+const KEPT: usize = 2;
 /// How long an owner may be silent.
 const LEASE: Duration = Duration::from_secs(5);
 

@@ -86,8 +86,9 @@ impl<S: AsyncWrite + Unpin> Coalesce<S> {
     fn gather(&mut self, bytes: &[u8]) {
         let (length, capacity) = (self.gathered.len(), self.gathered.capacity());
         if length + bytes.len() > capacity {
-            // Doubling as a vector does, but never beyond what may be gathered.
-            let grown = (2 * capacity).clamp(FIRST, GATHERED).max(length + bytes.len());
+            // Faster than a vector does, since it is mostly a little or a lot; never beyond what may be
+            // gathered.
+            let grown = (4 * capacity).clamp(FIRST, GATHERED).max(length + bytes.len());
             self.gathered.reserve_exact(grown - length);
         }
         self.gathered.extend_from_slice(bytes);
