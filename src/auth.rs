@@ -28,6 +28,8 @@ use crate::{config, error::Kind};
 
 /// Most bytes of a bearer token.
 const TOKEN_BYTES: usize = 8 * 1024;
+/// Most bytes of a header that is remembered: connections are many.
+const KNOWN_BYTES: usize = 4 * 1024;
 /// Most bytes of a principal's name: what a SPIFFE ID may have.
 const NAME_BYTES: usize = 2048;
 /// Problems of one file that are told at most.
@@ -137,7 +139,8 @@ struct Found {
     end: Option<SystemTime>,
 }
 
-/// A token that was found good.
+/// A token that was found good, for whoever sees it again and again, such as a connection: to verify a JWT
+/// costs more than the rest of a call does.
 pub struct Known {
     header: Box<[u8]>,
     /// The files may be read again. What was read before is not kept for this.
@@ -147,10 +150,20 @@ pub struct Known {
 }
 
 impl Known {
+    fn new(header: &HeaderValue, credentials: &Arc<Credentials>, found: &Found) -> Option<Self> {
+        let Found { principal, end } = found;
+        (header.len() <= KNOWN_BYTES).then(|| Self {
+            // Copied: it may be a piece of all that was read with it.
+            header: header.as_bytes().into(),
+            of: Arc::downgrade(credentials),
+            end: *end,
+            principal: principal.clone(),
+        })
+    }
+
     /// Whether this is it still.
     fn is(&self, header: &HeaderValue, credentials: &Arc<Credentials>) -> bool {
-        // To its end, so that the time it takes tells nothing about it: behind a proxy others may share the
-        // connection.
+        // In a time that tells no more than the length: behind a proxy others may share the connection.
         bool::from(header.as_bytes().ct_eq(&self.header))
             && std::ptr::eq(self.of.as_ptr(), Arc::as_ptr(credentials))
             && self.end.is_none_or(|end| SystemTime::now() < end)
@@ -193,35 +206,44 @@ impl Authenticator {
         (!self.is_open()).then(|| self.credentials().count())
     }
 
+    /// The principal of a request as far as nothing has to be looked up or verified: of a token that is
+    /// `known`, or anybody.
+    pub fn recall(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&[u8]>,
+        known: Option<&Known>,
+    ) -> Option<Principal> {
+        if self.is_open() {
+            return certificate.is_none().then(Principal::anonymous);
+        }
+        let (header, known) = (authorization(headers).ok()??, known?);
+        known.is(header, &self.credentials()).then(|| known.principal.clone())
+    }
+
     /// The principal of a request: of its bearer token, else of the verified certificate of its
-    /// connection. The token that was good last is `known` to whoever sees the same one with each call, such
-    /// as a connection: to verify a JWT can cost ten times what the rest of a call does. Where no credentials are configured, an `Authorization` header is not looked at:
+    /// connection; and its token, to [`recall`](Self::recall) it by. Where no credentials are configured, an `Authorization` header is not looked at:
     /// there is nothing to compare it with, and whoever left it out would get in.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
         certificate: Option<&[u8]>,
-        known: &mut Option<Known>,
-    ) -> Result<Principal, Refusal> {
+    ) -> Result<(Principal, Option<Known>), Refusal> {
         if !self.is_open()
             && let Some(header) = authorization(headers)?
         {
-            let credentials = self.credentials();
-            if let Some(known) = known.as_ref().filter(|known| known.is(header, &credentials)) {
-                return Ok(known.principal.clone());
-            }
-            let Found { principal, end } =
-                credentials.principal(bearer(header)?).ok_or(Refusal::Invalid)?;
-            // Copied: it may be a piece of all that was read with it.
-            let (header, of) = (header.as_bytes().into(), Arc::downgrade(&credentials));
-            *known = Some(Known { header, of, end, principal: principal.clone() });
-            return Ok(principal);
+            // Whoever reads the files again need not wait for this.
+            let credentials = Arc::clone(&self.credentials());
+            let found = credentials.principal(bearer(header)?).ok_or(Refusal::Invalid)?;
+            let known = Known::new(header, &credentials, &found);
+            return Ok((found.principal, known));
         }
-        match certificate {
-            Some(der) => self.certificate(der),
-            None if self.is_open() => Ok(Principal::anonymous()),
-            None => Err(Refusal::Missing),
-        }
+        let principal = match certificate {
+            Some(der) => self.certificate(der)?,
+            None if self.is_open() => Principal::anonymous(),
+            None => return Err(Refusal::Missing),
+        };
+        Ok((principal, None))
     }
 
     /// The principal of a client certificate: its first URI (as SPIFFE has it), else its first DNS

@@ -215,6 +215,7 @@ impl Lifecycle {
             tokio::select! {
                 name = either(&mut terminate, &mut interrupt) => {
                     warn!(signal = name, "second signal, ending at once");
+                    let _ = this.0.end.set(Instant::now());
                     this.0.draining.cancel();
                     this.0.closing.cancel();
                 }

@@ -30,6 +30,14 @@ fn guarded(folder: &tempfile::TempDir) -> (Authenticator, PathBuf) {
     (Authenticator::load(&config(Some(file.clone()))).expect("good tokens"), file)
 }
 
+fn principal(
+    guard: &Authenticator,
+    headers: &HeaderMap,
+    certificate: Option<&[u8]>,
+) -> Result<Principal, Refusal> {
+    guard.authenticate(headers, certificate).map(|(principal, _)| principal)
+}
+
 fn headers(values: &[&str]) -> HeaderMap {
     let value = |value: &&str| HeaderValue::from_str(value).expect("a value");
     values.iter().map(|it| (AUTHORIZATION, value(it))).collect()
@@ -54,9 +62,7 @@ fn dns(name: &str) -> SanType {
 fn one_header_of_one_form_counts() {
     let folder = tempfile::tempdir().expect("a folder");
     let (guard, _) = guarded(&folder);
-    let named = |values: &[&str]| {
-        guard.authenticate(&headers(values), None, &mut None).map(|principal| principal.name)
-    };
+    let named = |values: &[&str]| principal(&guard, &headers(values), None).map(|it| it.name);
     for good in ["Bearer t", "bearer t", "BEARER  t "] {
         assert_eq!(named(&[good]).as_deref(), Ok("alice"), "{good}");
     }
@@ -70,7 +76,7 @@ fn one_header_of_one_form_counts() {
     assert_eq!(named(&["Bearer t", "Bearer t"]), Err(Refusal::Invalid));
     let mut binary = HeaderMap::new();
     binary.insert(AUTHORIZATION, HeaderValue::from_bytes(b"Bearer \xff").expect("a value"));
-    assert_eq!(guard.authenticate(&binary, None, &mut None), Err(Refusal::Invalid));
+    assert_eq!(principal(&guard, &binary, None), Err(Refusal::Invalid));
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn without_credentials_everybody_is_anonymous() {
     let open = open();
     assert_eq!(open.loaded(), None);
     for values in [&[][..], &["Bearer t"], &["Basic t", "x"]] {
-        let principal = open.authenticate(&headers(values), None, &mut None).expect("let in");
+        let principal = principal(&open, &headers(values), None).expect("let in");
         assert_eq!(principal, Principal { name: "anonymous".into(), scopes: Scopes::ALL });
     }
 }
@@ -94,7 +100,7 @@ fn a_certificate_is_its_first_uri_or_else_its_first_dns_name() {
         (vec![], Err(Refusal::Invalid)),
     ] {
         let der = certificate(names);
-        let principal = open.authenticate(&HeaderMap::new(), Some(&der), &mut None);
+        let principal = principal(&open, &HeaderMap::new(), Some(&der));
         let scopes = [Scope::Chat].into_iter().collect();
         assert_eq!(principal, name.map(|name| Principal { name: name.into(), scopes }));
     }
@@ -107,9 +113,7 @@ fn a_token_counts_before_a_certificate() {
     let folder = tempfile::tempdir().expect("a folder");
     let (guard, _) = guarded(&folder);
     let der = certificate(vec![uri("spiffe://example.org/web")]);
-    let named = |values: &[&str]| {
-        guard.authenticate(&headers(values), Some(&der), &mut None).map(|principal| principal.name)
-    };
+    let named = |values: &[&str]| principal(&guard, &headers(values), Some(&der)).map(|it| it.name);
     assert_eq!(named(&["Bearer t"]).as_deref(), Ok("alice"));
     assert_eq!(named(&[]).as_deref(), Ok("spiffe://example.org/web"));
     // Whoever shows a bad one is not let in for another.
@@ -134,7 +138,7 @@ fn a_token_with_two_dots_may_be_an_opaque_one() {
     };
     let guard = Authenticator::load(&config).expect("good files");
     assert_eq!(guard.loaded(), Some(Loaded { tokens: 1, keys: 1 }));
-    let named = |value| guard.authenticate(&headers(&[value]), None, &mut None).map(|it| it.name);
+    let named = |value| principal(&guard, &headers(&[value]), None).map(|it| it.name);
     assert_eq!(named("Bearer a.b.c").as_deref(), Ok("alice"));
     assert_eq!(named("Bearer a.b.d"), Err(Refusal::Invalid));
 }
@@ -144,7 +148,7 @@ fn a_bad_file_keeps_what_was_good() {
     let folder = tempfile::tempdir().expect("a folder");
     let (guard, file) = guarded(&folder);
     let clone = guard.clone();
-    let named = |value| clone.authenticate(&headers(&[value]), None, &mut None).map(|it| it.name);
+    let named = |value| principal(&clone, &headers(&[value]), None).map(|it| it.name);
     std::fs::write(&file, format!("sha256:{U} bob chat\nhunter2\n")).expect("a file");
     let told = guard.reload().expect_err("bad").to_string();
     assert!(told.contains("tokens: line 2: must be") && !told.contains("hunter2"), "{told}");
@@ -162,7 +166,7 @@ fn a_bad_file_keeps_what_was_good() {
     std::fs::write(&file, "# nobody\n").expect("a file");
     assert_eq!(guard.reload().expect("good"), Loaded { tokens: 0, keys: 0 });
     assert_eq!(named("Bearer u"), Err(Refusal::Invalid));
-    assert_eq!(guard.authenticate(&HeaderMap::new(), None, &mut None), Err(Refusal::Missing));
+    assert_eq!(principal(&guard, &HeaderMap::new(), None), Err(Refusal::Missing));
 }
 
 #[test]
@@ -183,40 +187,45 @@ fn every_bad_file_is_told() {
 fn a_known_token_counts_as_long_as_the_files_are_what_they_were() {
     let folder = tempfile::tempdir().expect("a folder");
     let (guard, file) = guarded(&folder);
-    let mut known = None;
-    let mut named = |values: &[&str]| {
-        guard.authenticate(&headers(values), None, &mut known).map(|principal| principal.name)
+    let (_, known) = guard.authenticate(&headers(&["Bearer t"]), None).expect("alice");
+    let known = known.expect("a token");
+    let recalled = |values: &[&str]| {
+        guard.recall(&headers(values), None, Some(&known)).map(|principal| principal.name)
     };
-    for _ in 0..2 {
-        assert_eq!(named(&["Bearer t"]).as_deref(), Ok("alice"));
-        // Whatever else is shown is nobody's for it.
-        assert_eq!(named(&["Bearer x"]), Err(Refusal::Invalid));
-        assert_eq!(named(&["Bearer t", "Bearer t"]), Err(Refusal::Invalid));
-        assert_eq!(named(&[]), Err(Refusal::Missing));
+    assert_eq!(recalled(&["Bearer t"]).as_deref(), Some("alice"));
+    // Nothing else is anybody's for it.
+    for other in [&["Bearer x"][..], &["Bearer t "], &["Bearer"], &["Bearer t", "Bearer t"], &[]] {
+        assert_eq!(recalled(other), None, "{other:?}");
     }
-    std::fs::write(&file, format!("sha256:{U} bob chat\nsha256:{T} carol teach\n"))
-        .expect("a file");
+    assert_eq!(guard.recall(&headers(&["Bearer t"]), None, None), None);
+    std::fs::write(&file, "hunter2\n").expect("a file");
+    guard.reload().expect_err("bad");
+    assert_eq!(recalled(&["Bearer t"]).as_deref(), Some("alice"));
+    std::fs::write(&file, format!("sha256:{T} carol teach\n")).expect("a file");
     guard.reload().expect("good");
-    assert_eq!(named(&["Bearer t"]).as_deref(), Ok("carol"));
-    assert_eq!(named(&["Bearer u"]).as_deref(), Ok("bob"));
-    assert_eq!(named(&["Bearer t"]).as_deref(), Ok("carol"));
-    std::fs::write(&file, format!("sha256:{U} bob chat\n")).expect("a file");
-    guard.reload().expect("good");
-    assert_eq!(named(&["Bearer t"]), Err(Refusal::Invalid));
-    let known = known.expect("known, and not any more");
-    assert!(!format!("{known:?}").contains("Bearer"), "{known:?}");
+    assert_eq!(recalled(&["Bearer t"]), None);
+    let told = format!("{known:?}");
+    assert!(told.contains("alice") && !told.contains("Bearer"), "{told}");
 }
 
 #[test]
 fn a_known_token_is_known_until_it_ends() {
     let folder = tempfile::tempdir().expect("a folder");
     let (guard, _) = guarded(&folder);
-    let (shown, mut known) = (headers(&["Bearer t"]), None);
-    guard.authenticate(&shown, None, &mut known).expect("alice");
-    let mut known = known.expect("alice");
+    let shown = headers(&["Bearer t"]);
+    let (_, known) = guard.authenticate(&shown, None).expect("alice");
+    let mut known = known.expect("a token");
     let soon = SystemTime::now() + std::time::Duration::from_mins(1);
     for (end, is) in [(None, true), (Some(soon), true), (Some(SystemTime::UNIX_EPOCH), false)] {
         known.end = end;
-        assert_eq!(known.is(&shown[AUTHORIZATION], &guard.credentials()), is, "{end:?}");
+        assert_eq!(guard.recall(&shown, None, Some(&known)).is_some(), is, "{end:?}");
     }
+}
+
+#[test]
+fn without_credentials_nothing_has_to_be_looked_up_but_a_certificate() {
+    let open = open();
+    let shown = headers(&["Bearer t"]);
+    assert_eq!(open.recall(&shown, None, None), Some(Principal::anonymous()));
+    assert_eq!(open.recall(&shown, Some(&certificate(vec![dns("a.example")])), None), None);
 }

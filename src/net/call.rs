@@ -6,10 +6,11 @@
 //! that there was, so that their answers leave together and no call pays for a task.
 
 use std::{
+    any::Any,
     convert::Infallible,
     fmt,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -203,25 +204,31 @@ impl Calls {
         let mut left = OWN_TIME;
         // A task asks again, with its own waker, before it waits.
         let mut context = Context::from_waker(Waker::noop());
-        let mut before = Instant::now();
+        // One look at the clock for each: the end of one is the beginning of the next.
+        let mut before = None;
         for mut work in new {
             if others > 0 {
                 others -= 1;
             } else if !left.is_zero() {
+                let start = before.unwrap_or_else(Instant::now);
                 let future = work.future.as_mut();
                 // A panic ends this call alone, as it would a task: to drop the work resets the stream.
                 let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut context)));
+                let mut rest = Some(work);
+                if !matches!(polled, Ok(Poll::Pending)) {
+                    let _ = catch_unwind(AssertUnwindSafe(|| rest = None));
+                }
                 let now = Instant::now();
-                let took = now - std::mem::replace(&mut before, now);
-                left = left.saturating_sub(took);
-                if took > OWN_TIME {
+                before = Some(now);
+                left = left.saturating_sub(now - start);
+                if now - start > OWN_TIME {
                     others = OTHERS;
                 }
-                if !matches!(polled, Ok(Poll::Pending)) {
-                    let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
-                    continue;
-                }
+                let Some(waits) = rest else { continue };
+                work = waits;
             }
+            // Nobody's time but the task's.
+            before = None;
             self.life.spawn_work(work);
         }
         // One task at a time runs them.
@@ -360,8 +367,24 @@ impl<S: Routes> hyper::service::Service<Request<Incoming>> for Service<S> {
         let mut request = request.map(|body| RequestBody { body, heard });
         request.extensions_mut().extend(self.extensions.clone());
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let response = routes.call(request);
-        Answer { response, offer: Some(offer), held }
+        // A panic is the call's and not the connection's: it goes on where the call is run.
+        let begun = match catch_unwind(AssertUnwindSafe(|| routes.call(request))) {
+            Ok(response) => Begun::Response { response },
+            Err(panic) => Begun::Panic { panic: Some(panic) },
+        };
+        Answer { begun, offer: Some(offer), held }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// What the routes have begun.
+    #[project = BegunProjection]
+    enum Begun<F> {
+        Response {
+            #[pin]
+            response: F,
+        },
+        Panic { panic: Option<Box<dyn Any + Send>> },
     }
 }
 
@@ -369,7 +392,7 @@ pin_project_lite::pin_project! {
     /// A response that is not there yet.
     pub(super) struct Answer<S: Routes> {
         #[pin]
-        response: S::Future,
+        begun: Begun<S::Future>,
         // Both are the body's when it is there.
         offer: Option<Arc<Offer>>,
         held: Option<Call>,
@@ -381,7 +404,13 @@ impl<S: Routes> Future for Answer<S> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.response.poll(context))?;
+        let response = match this.begun.project() {
+            BegunProjection::Response { response } => ready!(response.poll(context))?,
+            BegunProjection::Panic { panic } => match panic.take() {
+                Some(panic) => resume_unwind(panic),
+                None => return Poll::Pending,
+            },
+        };
         let (offer, held) = (this.offer.take(), this.held.take());
         if let Some(offer) = &offer {
             // hyper waits for room before it asks for the first frame.

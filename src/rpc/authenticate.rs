@@ -6,8 +6,8 @@
 //! The ops port does not come through here.
 
 use std::{
-    future::{Ready, ready},
-    sync::Arc,
+    future::ready,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -18,7 +18,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tonic::body::Body;
+use tonic::{body::Body, codegen::BoxFuture};
 use tracing::debug;
 
 use super::{Error, status::answer};
@@ -63,7 +63,7 @@ impl<S> tower::Layer<S> for Layer {
     type Service = Authenticate<S>;
 
     fn layer(&self, inner: S) -> Authenticate<S> {
-        Authenticate { inner, shared: Arc::clone(&self.0), known: None }
+        Authenticate { inner, shared: Arc::clone(&self.0), known: Arc::default() }
     }
 }
 
@@ -71,65 +71,108 @@ impl<S> tower::Layer<S> for Layer {
 pub(super) struct Authenticate<S> {
     inner: S,
     shared: Arc<Shared>,
-    /// The token of the last call: all calls of a connection come to the same clone, and most show one token.
-    known: Option<Known>,
+    /// The last token that was looked up. All calls of a connection come to the same clone, but for those by
+    /// way of the router, and most show one token.
+    known: Arc<Mutex<Option<Known>>>,
 }
 
 impl<S: Clone> Clone for Authenticate<S> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared), known: None }
+        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared), known: Arc::default() }
+    }
+}
+
+impl<S> Authenticate<S> {
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose request it is, if it may be made.
+    fn admit<B>(&self, request: &Request<B>) -> Result<Principal, Error> {
+        let (principal, found) = self.shared.authenticate(request)?;
+        if found.is_some() {
+            *self.known() = found;
+        }
+        self.shared.authorize(request.uri().path(), &principal)?;
+        Ok(principal)
     }
 }
 
 impl<S, B> tower::Service<Request<B>> for Authenticate<S>
 where
-    S: tower::Service<Request<B>, Response = Response<Body>>,
+    S: tower::Service<Request<B>, Response = Response<Body>, Error: Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+    type Future = Either<S::Future, BoxFuture<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match self.shared.admit(&request, &mut self.known) {
-            Ok(principal) => {
-                request.extensions_mut().insert(principal);
-                Either::Left(self.inner.call(request))
-            }
-            Err(error) => Either::Right(ready(Ok(answer(error.into())))),
+        let recalled = self.shared.authenticator.recall(
+            request.headers(),
+            certificate(&request),
+            self.known().as_ref(),
+        );
+        if let Some(principal) = recalled {
+            return match self.shared.authorize(request.uri().path(), &principal) {
+                Ok(()) => {
+                    request.extensions_mut().insert(principal);
+                    Either::Left(self.inner.call(request))
+                }
+                Err(error) => Either::Right(Box::pin(ready(Ok(answer(error.into()))))),
+            };
         }
+        // To look at a credential can take longer than all else. That is the call's time and not its
+        // connection's, which has others to read.
+        let mut this = Self { known: Arc::clone(&self.known), ..self.clone() };
+        Either::Right(Box::pin(async move {
+            match this.admit(&request) {
+                Ok(principal) => {
+                    request.extensions_mut().insert(principal);
+                    this.inner.call(request).await
+                }
+                Err(error) => Ok(answer(error.into())),
+            }
+        }))
     }
 }
 
+/// What the peer has proven to own.
+fn certificate<B>(request: &Request<B>) -> Option<&[u8]> {
+    let certificate = request.extensions().get::<PeerCertificate>();
+    certificate.map(|PeerCertificate(der)| der.as_ref())
+}
+
 impl Shared {
-    fn admit<B>(
-        &self,
-        request: &Request<B>,
-        known: &mut Option<Known>,
-    ) -> Result<Principal, Error> {
-        let certificate = request.extensions().get::<PeerCertificate>();
-        let der = certificate.map(|PeerCertificate(der)| der.as_ref());
-        let principal =
-            self.authenticator.authenticate(request.headers(), der, known).map_err(|refusal| {
-                let reason = match refusal {
-                    Refusal::Missing => "missing",
-                    Refusal::Invalid => "invalid",
-                };
-                self.count(reason);
-                debug!(reason, "credential refused");
-                Error::Credential(refusal)
-            })?;
-        if let Some(scope) = needed(request.uri().path())
+    fn authenticate<B>(&self, request: &Request<B>) -> Result<(Principal, Option<Known>), Error> {
+        let found = self.authenticator.authenticate(request.headers(), certificate(request));
+        found.map_err(|refusal| {
+            let reason = match refusal {
+                Refusal::Missing => "missing",
+                Refusal::Invalid => "invalid",
+            };
+            self.count(reason);
+            debug!(reason, "credential refused");
+            Error::Credential(refusal)
+        })
+    }
+
+    fn authorize(&self, path: &str, principal: &Principal) -> Result<(), Error> {
+        if let Some(scope) = needed(path)
             && !principal.scopes.contains(scope)
         {
             self.count("scope");
             debug!(principal = &*principal.name, scope = scope.name(), "scope refused");
             return Err(Error::Scope(scope));
         }
-        Ok(principal)
+        Ok(())
     }
 
     fn count(&self, reason: &'static str) {
@@ -150,7 +193,7 @@ fn needed(path: &str) -> Option<Scope> {
 mod tests {
     use std::convert::Infallible;
 
-    use tower::{Layer as _, ServiceExt as _};
+    use tower::{Layer as _, Service as _, ServiceExt as _};
 
     use super::*;
     use crate::config::{Config, Sources};
@@ -201,6 +244,34 @@ mod tests {
 
     fn count(layer: &Layer, reason: &'static str) -> u64 {
         layer.0.refused.get_or_create(&Reason { reason }).get()
+    }
+
+    #[tokio::test]
+    async fn a_connection_knows_its_token_and_what_that_may_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let layer = guarded(&folder);
+        let handler = |_: Request<()>| ready(Ok::<_, Infallible>(Response::new(Body::empty())));
+        let mut connection = layer.layer(tower::service_fn(handler));
+        for (method, token, refused) in [
+            ("Teach", "t", Some("7")),
+            ("Ask", "t", None),
+            ("Ask", "u", Some("16")),
+            ("Teach", "t", Some("7")),
+            ("Ask", "t", None),
+        ] {
+            let request = Request::builder()
+                .uri(format!("/chatbot.v1.Chatbot/{method}"))
+                .header("authorization", format!("Bearer {token}"));
+            let request = request.body(()).expect("a request");
+            let response = connection.ready().await.expect("always").call(request).await;
+            let response = response.expect("infallible");
+            let status = response.headers().get("grpc-status");
+            let status = status.map(|status| status.to_str().expect("ASCII"));
+            assert_eq!(status, refused, "{method}, {token}");
+            assert!(connection.known().is_some());
+        }
+        assert!(connection.clone().known().is_none(), "it is another connection's");
+        assert_eq!((count(&layer, "scope"), count(&layer, "invalid")), (2, 1));
     }
 
     #[tokio::test]

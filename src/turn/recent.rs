@@ -146,7 +146,7 @@ impl Listener {
         self.recent.after(after, most)
     }
 
-    /// Ends when more was logged here since the last look, or an append has come to nothing.
+    /// Ends when more was logged here since the last look or the last end of this, or an append has come to nothing.
     pub(super) async fn grown(&mut self) {
         self.grown.more().await;
     }

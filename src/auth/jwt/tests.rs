@@ -281,6 +281,21 @@ fn every_claim_counts() {
 }
 
 #[test]
+fn it_ends_with_its_exp_and_not_with_the_leeway() {
+    let pair = Pair::ed25519();
+    let keys = keys(&[pair.jwk("a")]);
+    let end = |exp: Value| {
+        keys.principal(&pair.token("a", &with("exp", exp))).expect("valid").end.expect("an end")
+    };
+    let soon = seconds_from_now(60);
+    let then = UNIX_EPOCH + Duration::from_secs(soon.unsigned_abs());
+    assert_eq!(end(json!(soon)), then);
+    let half = f64::from(u32::try_from(soon).expect("before 2106")) + 0.5;
+    assert_eq!(end(json!(half)), then + Duration::from_millis(500));
+    assert!(end(json!(seconds_from_now(-20))) < SystemTime::now());
+}
+
+#[test]
 fn scopes_come_from_either_claim() {
     let pair = Pair::ed25519();
     let keys = keys(&[pair.jwk("a")]);
