@@ -1,7 +1,8 @@
 //! Compiles `proto/` with protox (pure Rust), so that a fresh machine needs no `protoc`.
 //!
 //! Two descriptor sets are written for reflection, one a package, because reflection answers with
-//! whole files and the health protocol is not ours to bundle with the chatbot's.
+//! whole files and the health protocol is not ours to bundle with the chatbot's. And the contract is
+//! compiled once more without what is ours, for `examples/bare.rs`.
 
 use std::path::PathBuf;
 
@@ -25,6 +26,15 @@ fn compile(file: &str, descriptor: &str) -> Result<(), Error> {
     std::fs::write(out.join(descriptor), descriptors.encode_to_vec())?;
     // A client without the server's parts has no use for traits to serve the contract with.
     let server = std::env::var_os("CARGO_FEATURE_SERVER").is_some();
+    if server {
+        // For the bare server that ours is measured against: as anybody has it from tonic.
+        let stock = out.join("stock");
+        std::fs::create_dir_all(&stock)?;
+        tonic_prost_build::configure()
+            .build_client(false)
+            .out_dir(stock)
+            .compile_fds(descriptors.clone())?;
+    }
     tonic_prost_build::configure()
         .build_server(server)
         .codec_path("crate::pb::codec::Codec")

@@ -11,12 +11,28 @@ mod constant;
 
 use std::fs;
 
-use chatbot::pb::{
-    chatbot::v1::chatbot_server::ChatbotServer, health::v1::health_server::HealthServer,
-};
 use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 
-use self::constant::Constant;
+use self::{
+    constant::Constant,
+    pb::{chatbot::v1::chatbot_server::ChatbotServer, health::v1::health_server::HealthServer},
+};
+
+/// The contract as tonic generates it: with its own codec, and not ours.
+#[expect(unreachable_pub, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]
+mod pb {
+    pub mod chatbot {
+        pub mod v1 {
+            tonic::include_proto!("stock/chatbot.v1");
+        }
+    }
+
+    pub mod health {
+        pub mod v1 {
+            tonic::include_proto!("stock/grpc.health.v1");
+        }
+    }
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -5,7 +5,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use chatbot::pb::{
+use super::pb::{
     chatbot::v1::{
         AskRequest, AskResponse, CancelTurnRequest, CancelTurnResponse, ChatRequest, ChatResponse,
         ConverseRequest, ConverseResponse, Event, FinishReason, RankAnswersRequest,

@@ -43,7 +43,10 @@ mod used;
 
 use std::time::Duration;
 
-use chatbot::pb::chatbot::v1::{AskRequest, ChatRequest};
+use chatbot::pb::{
+    self,
+    chatbot::v1::{AskRequest, ChatRequest},
+};
 use prost::Message as _;
 
 use self::{
