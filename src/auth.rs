@@ -222,8 +222,9 @@ impl Authenticator {
     }
 
     /// The principal of a request: of its bearer token, else of the verified certificate of its
-    /// connection; and its token, to [`recall`](Self::recall) it by. Where no credentials are configured, an `Authorization` header is not looked at:
-    /// there is nothing to compare it with, and whoever left it out would get in.
+    /// connection; and its token, to [`recall`](Self::recall) it by. Where no credentials are
+    /// configured, an `Authorization` header is not looked at: there is nothing to compare it with,
+    /// and whoever left it out would get in.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
