@@ -165,6 +165,7 @@ async fn answers_over_a_proxy_that_cuts_for_five_minutes_are_exact() {
     turns_over_a_cutting_proxy(Duration::from_mins(5), Duration::from_secs(2), 10).await;
 }
 
+/// A call may meet the end of its connection at a moment when libraries lose it; it must not wait forever.
 async fn reconnects_and_checks(reconnects: usize, checks: usize) {
     let folder = folder();
     let replica = Replica::start(folder.path(), &[]);
@@ -250,6 +251,19 @@ async fn what_is_exhausted_is_asked_again_only_if_told_and_not_before_its_time()
             assert_eq!(pair[1].1, pair[0].1, "one request");
         }
     }
+}
+
+#[tokio::test]
+async fn a_call_that_waits_tries_its_connection_and_is_not_sent_again() {
+    let peer = Peer::start().await;
+    let silence = Duration::from_millis(50);
+    let client = Client::new(Options { silence, ..options(peer.address) }).expect("good options");
+    client.ask(question("?")).await.expect("an answer");
+    peer.hold();
+    let before = peer.checks();
+    client.ask(question("?")).await.expect("an answer, once health was asked for");
+    assert!(peer.checks() > before);
+    assert_eq!(peer.calls().len(), 2);
 }
 
 fn event(number: i64, body: Body) -> ChatResponse {

@@ -1,5 +1,5 @@
-//! A server of the contract that is played by the test: `Ask` says what it is told to, everything else is
-//! not there. The real one cannot be brought to refuse as the client's rules need it.
+//! A server of the contract that is played by the test: `Ask` says what it is told to, or waits until the
+//! connection is asked for health; everything else is not there. The real one cannot be brought to refuse as the client's rules need it.
 
 use std::{
     net::SocketAddr,
@@ -7,12 +7,22 @@ use std::{
     time::Instant,
 };
 
-use chatbot::pb::chatbot::v1::{
-    AskRequest, AskResponse, CancelTurnRequest, CancelTurnResponse, ChatRequest, ChatResponse,
-    ConverseRequest, ConverseResponse, RankAnswersRequest, RankAnswersResponse, TeachRequest,
-    TeachResponse, TurnCompleted, chatbot_server,
+use chatbot::pb::{
+    chatbot::v1::{
+        AskRequest, AskResponse, CancelTurnRequest, CancelTurnResponse, ChatRequest, ChatResponse,
+        ConverseRequest, ConverseResponse, RankAnswersRequest, RankAnswersResponse, TeachRequest,
+        TeachResponse, TurnCompleted, chatbot_server,
+    },
+    health::v1::{
+        HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+        health_check_response::ServingStatus, health_server,
+    },
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
@@ -28,6 +38,9 @@ struct Plan {
     calls: Vec<(Instant, String)>,
     chats: Vec<Script>,
     asked: Vec<ChatRequest>,
+    /// Answers of `Ask` wait for a health check each.
+    holds: bool,
+    checks: usize,
 }
 
 /// A running one.
@@ -41,6 +54,12 @@ pub(crate) struct Peer {
 struct Service {
     plan: Arc<Mutex<Plan>>,
     open: Mutex<Vec<mpsc::Sender<Result<ChatResponse, Status>>>>,
+    checked: Arc<Notify>,
+}
+
+struct Health {
+    plan: Arc<Mutex<Plan>>,
+    checked: Arc<Notify>,
 }
 
 impl Peer {
@@ -48,9 +67,12 @@ impl Peer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let plan = Arc::new(Mutex::new(Plan::default()));
-        let service = Service { plan: Arc::clone(&plan), open: Mutex::default() };
+        let checked = Arc::<Notify>::default();
+        let health = Health { plan: Arc::clone(&plan), checked: Arc::clone(&checked) };
+        let service = Service { plan: Arc::clone(&plan), open: Mutex::default(), checked };
         let server = Server::builder()
             .add_service(chatbot_server::ChatbotServer::new(service))
+            .add_service(health_server::HealthServer::new(health))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let mut tasks = JoinSet::new();
         tasks.spawn(server);
@@ -62,6 +84,16 @@ impl Peer {
         let mut plan = self.plan.lock().expect("a plan");
         plan.refusals = refusals;
         plan.calls.clear();
+    }
+
+    /// From now on `Ask` has its answer when health is asked for.
+    pub(crate) fn hold(&self) {
+        self.plan.lock().expect("a plan").holds = true;
+    }
+
+    /// How often health was asked for.
+    pub(crate) fn checks(&self) -> usize {
+        self.plan.lock().expect("a plan").checks
     }
 
     /// The next streams of `Chat` get these.
@@ -87,10 +119,16 @@ impl chatbot_server::Chatbot for Service {
     type ConverseStream = ReceiverStream<Result<ConverseResponse, Status>>;
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<AskResponse>, Status> {
-        let mut plan = self.plan.lock().expect("a plan");
-        plan.calls.push((Instant::now(), request.into_inner().request_id));
-        if !plan.refusals.is_empty() {
-            return Err(plan.refusals.remove(0));
+        let holds = {
+            let mut plan = self.plan.lock().expect("a plan");
+            plan.calls.push((Instant::now(), request.into_inner().request_id));
+            if !plan.refusals.is_empty() {
+                return Err(plan.refusals.remove(0));
+            }
+            plan.holds
+        };
+        if holds {
+            self.checked.notified().await;
         }
         let answer = TurnCompleted { text: "yes".to_owned(), ..TurnCompleted::default() };
         Ok(Response::new(AskResponse { answer: Some(answer), ..AskResponse::default() }))
@@ -144,6 +182,34 @@ impl chatbot_server::Chatbot for Service {
         &self,
         _: Request<CancelTurnRequest>,
     ) -> Result<Response<CancelTurnResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+}
+
+#[tonic::async_trait]
+impl health_server::Health for Health {
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
+
+    async fn check(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        self.plan.lock().expect("a plan").checks += 1;
+        self.checked.notify_one();
+        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
+    }
+
+    async fn watch(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn list(
+        &self,
+        _: Request<HealthListRequest>,
+    ) -> Result<Response<HealthListResponse>, Status> {
         Err(Status::unimplemented("not played"))
     }
 }

@@ -30,6 +30,10 @@ impl Proxy {
                 let target = *changes.borrow_and_update();
                 connections.spawn(async move {
                     let Ok(mut server) = TcpStream::connect(target).await else { return };
+                    // What it forwards waits for nothing but its far end.
+                    if client.set_nodelay(true).and(server.set_nodelay(true)).is_err() {
+                        return;
+                    }
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
                         _ = changes.changed() => {}
