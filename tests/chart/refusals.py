@@ -14,6 +14,8 @@ REFUSED = [
     ("an image tag that is a number", {"image": {"tag": 1.1}}, ["tag", "string"]),
     ("a value of a variable that is a number", {"extraEnv": [{"name": "A", "value": 1}]}, ["value", "string"]),
     ("a loopback address", {"listenAddress": "[::1]"}, ["listenAddress"]),
+    ("a section that is taken away", {"config": None}, ["config", "missing"]),
+    ("a section further in that is taken away", {"tls": {"clientCA": None}}, ["tls", "clientCA", "missing"]),
     ("a config section that is no map", {"config": {"server": 5}}, ["server", "object"]),
     (
         "two replicas without a store to share",
@@ -169,6 +171,11 @@ REFUSED = [
         "a password in the address of the collector",
         {"otel": {"endpoint": "http://a:b@collector:4317"}},
         ["otel.endpoint has a password", "OTEL_EXPORTER_OTLP_HEADERS"],
+    ),
+    (
+        "a password in the address of the collector, by the server's own setting",
+        {"config": {"telemetry": {"otlp_endpoint": "http://a:b@collector:4317"}}},
+        ["config.telemetry.otlp_endpoint has a password", "OTEL_EXPORTER_OTLP_HEADERS"],
     ),
     ("a collector behind TLS", {"otel": {"endpoint": "https://collector:4317"}}, ["endpoint", "pattern"]),
     ("a share of more than all", {"otel": {"sampleRatio": 1.5}}, ["sampleRatio", "maximum"]),

@@ -163,8 +163,10 @@ is reported in one go. */ -}}
 {{- end -}}
 {{- end -}}
 
-{{- if regexMatch "://[^/]*@" .Values.otel.endpoint -}}
-{{- $problems = append $problems "otel.endpoint has a password in it, which would be in a ConfigMap for everybody to read: leave it out; what the collector wants goes into OTEL_EXPORTER_OTLP_HEADERS, from a Secret that extraEnv names." -}}
+{{- range $value, $endpoint := dict "otel.endpoint" .Values.otel.endpoint "config.telemetry.otlp_endpoint" (dig "telemetry" "otlp_endpoint" "" .Values.config) -}}
+{{- if regexMatch "://[^/]*@" (toString $endpoint) -}}
+{{- $problems = append $problems (printf "%s has a password in it, which would be in a ConfigMap for everybody to read: leave it out; what the collector wants goes into OTEL_EXPORTER_OTLP_HEADERS, from a Secret that extraEnv names." $value) -}}
+{{- end -}}
 {{- end -}}
 
 {{- with .Values.grpcRoute -}}
