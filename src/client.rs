@@ -58,7 +58,8 @@ pub struct Options {
     pub limit: Option<Duration>,
     /// How long an answer may be silent before another server is asked for the rest of it. That costs
     /// nothing but a connection, so it need not be long. A call that has one answer is waited for; as often
-    /// as this time is over, its connection is tried with a health check.
+    /// as this time is over, or half of [`Options::limit`] if that is less, its connection is tried with a
+    /// health check.
     pub silence: Duration,
     /// The same for a joined conversation; longer than the server's `server.heartbeat_interval`.
     pub session_silence: Duration,
@@ -241,7 +242,7 @@ impl Client {
         let request = self.link.request(HealthCheckRequest { service: service.to_owned() })?;
         let channel = self.link.lease().channel;
         let mut health = HealthClient::new(channel.clone());
-        let watched = self.wait(channel, health.watch(request)).await;
+        let watched = self.wait(channel, None, health.watch(request)).await;
         Ok(watched.map_err(|status| Error::of(status, &self.link))?.into_inner())
     }
 
@@ -271,10 +272,11 @@ impl Client {
         loop {
             let mut request = self.link.request(message.clone())?;
             let lease = self.link.lease();
-            if let Some(end) = end {
-                request.set_timeout(end.saturating_duration_since(Instant::now()));
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if let Some(left) = left {
+                request.set_timeout(left);
             }
-            let call = self.wait(lease.channel.clone(), send(lease.channel, request));
+            let call = self.wait(lease.channel.clone(), left, send(lease.channel, request));
             let answer = match end {
                 Some(end) => timeout_at(end, call).await.map_err(|_| Error::Limit)?,
                 None => call.await,
@@ -298,15 +300,21 @@ impl Client {
     }
 
     /// Waits for a call on `channel`, and asks there for health as often as it has waited for
-    /// [`Options::silence`].
+    /// [`Options::silence`], or half of the time that is `left` for it.
     ///
     /// One call of some thousand that meet the end of their connection is lost between libraries: the queue
     /// in which hyper hands calls to a connection (tokio's unbounded channel) may accept one while its far
     /// end is dropped, and keeps it for as long as there is anybody who could send. That is tonic's channel,
     /// which looks whether its connection has ended when it gets its next call, and then lets go of both. So
-    /// the health check finds a new connection, and the call, never sent, is sent again.
-    async fn wait<T>(&self, channel: Channel, call: impl Future<Output = T>) -> T {
+    /// the health check finds a new connection, and the call, never sent, fails and may be sent again.
+    async fn wait<T>(
+        &self,
+        channel: Channel,
+        left: Option<Duration>,
+        call: impl Future<Output = T>,
+    ) -> T {
         let silence = self.options.silence;
+        let silence = left.map_or(silence, |left| silence.min(left / 2));
         let mut call = pin!(call);
         loop {
             if let Ok(answer) = timeout(silence, call.as_mut()).await {

@@ -256,14 +256,18 @@ async fn what_is_exhausted_is_asked_again_only_if_told_and_not_before_its_time()
 #[tokio::test]
 async fn a_call_that_waits_tries_its_connection_and_is_not_sent_again() {
     let peer = Peer::start().await;
-    let silence = Duration::from_millis(50);
-    let client = Client::new(Options { silence, ..options(peer.address) }).expect("good options");
-    client.ask(question("?")).await.expect("an answer");
+    let brief = Duration::from_millis(50);
+    let waits = Options { silence: brief, ..options(peer.address) };
+    // Half of the limit is less than its patience.
+    let limited = Options { silence: LONG, limit: Some(Duration::from_secs(10)), ..options(peer.address) };
     peer.hold();
-    let before = peer.checks();
-    client.ask(question("?")).await.expect("an answer, once health was asked for");
-    assert!(peer.checks() > before);
-    assert_eq!(peer.calls().len(), 2);
+    for options in [waits, limited] {
+        let (calls, checks) = (peer.calls().len(), peer.checks());
+        let client = Client::new(options).expect("good options");
+        client.ask(question("?")).await.expect("an answer, once health was asked for");
+        assert!(peer.checks() > checks);
+        assert_eq!(peer.calls().len(), calls + 1);
+    }
 }
 
 fn event(number: i64, body: Body) -> ChatResponse {

@@ -1,5 +1,5 @@
-//! A server of the contract that is played by the test: `Ask` says what it is told to, or waits until the
-//! connection is asked for health; everything else is not there. The real one cannot be brought to refuse as the client's rules need it.
+//! A server of the contract that is played by the test: `Ask` says what it is told to, or waits until it is
+//! asked for health on the same connection; everything else is not there. The real one cannot be brought to refuse as the client's rules need it.
 
 use std::{
     net::SocketAddr,
@@ -40,7 +40,8 @@ struct Plan {
     asked: Vec<ChatRequest>,
     /// Answers of `Ask` wait for a health check each.
     holds: bool,
-    checks: usize,
+    /// Where health checks came from.
+    checks: Vec<Option<SocketAddr>>,
 }
 
 /// A running one.
@@ -86,14 +87,14 @@ impl Peer {
         plan.calls.clear();
     }
 
-    /// From now on `Ask` has its answer when health is asked for.
+    /// From now on `Ask` has its answer when health is asked for on its connection.
     pub(crate) fn hold(&self) {
         self.plan.lock().expect("a plan").holds = true;
     }
 
     /// How often health was asked for.
     pub(crate) fn checks(&self) -> usize {
-        self.plan.lock().expect("a plan").checks
+        self.plan.lock().expect("a plan").checks.len()
     }
 
     /// The next streams of `Chat` get these.
@@ -112,6 +113,13 @@ impl Peer {
     }
 }
 
+impl Service {
+    /// Whether one of the checks after the first `before` came from there.
+    fn is_checked(&self, before: usize, connection: Option<SocketAddr>) -> bool {
+        self.plan.lock().expect("a plan").checks[before..].contains(&connection)
+    }
+}
+
 #[tonic::async_trait]
 impl chatbot_server::Chatbot for Service {
     type RankAnswersStream = ReceiverStream<Result<RankAnswersResponse, Status>>;
@@ -119,15 +127,16 @@ impl chatbot_server::Chatbot for Service {
     type ConverseStream = ReceiverStream<Result<ConverseResponse, Status>>;
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<AskResponse>, Status> {
-        let holds = {
+        let connection = request.remote_addr();
+        let (holds, before) = {
             let mut plan = self.plan.lock().expect("a plan");
             plan.calls.push((Instant::now(), request.into_inner().request_id));
             if !plan.refusals.is_empty() {
                 return Err(plan.refusals.remove(0));
             }
-            plan.holds
+            (plan.holds, plan.checks.len())
         };
-        if holds {
+        while holds && !self.is_checked(before, connection) {
             self.checked.notified().await;
         }
         let answer = TurnCompleted { text: "yes".to_owned(), ..TurnCompleted::default() };
@@ -192,9 +201,9 @@ impl health_server::Health for Health {
 
     async fn check(
         &self,
-        _: Request<HealthCheckRequest>,
+        request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        self.plan.lock().expect("a plan").checks += 1;
+        self.plan.lock().expect("a plan").checks.push(request.remote_addr());
         self.checked.notify_one();
         Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
     }
