@@ -16,6 +16,7 @@ REFUSED = [
     ("a loopback address", {"listenAddress": "[::1]"}, ["listenAddress"]),
     ("a section that is taken away", {"config": None}, ["config", "missing"]),
     ("a section further in that is taken away", {"tls": {"clientCA": None}}, ["tls", "clientCA", "missing"]),
+    ("a probe that is taken away", {"probes": {"liveness": None}}, ["probes", "liveness", "missing"]),
     ("a config section that is no map", {"config": {"server": 5}}, ["server", "object"]),
     (
         "two replicas without a store to share",
@@ -166,6 +167,11 @@ REFUSED = [
         "a password in the address of the model's server",
         {"upstream": {"baseUrl": "http://a:b@c", "model": "d"}},
         ["upstream.baseUrl has a password"],
+    ),
+    (
+        "a password in the address of the model's server, by the server's own setting",
+        {"config": {"upstream": {"base_url": "http://a:b@c", "model": "d"}}},
+        ["config.upstream.base_url has a password"],
     ),
     (
         "a password in the address of the collector",

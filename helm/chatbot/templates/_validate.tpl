@@ -158,8 +158,10 @@ is reported in one go. */ -}}
 {{- if and (not .baseUrl) (or .model .existingSecret .ca.existingSecret .ca.existingConfigMap) -}}
 {{- $problems = append $problems "upstream.model, existingSecret or ca is set without upstream.baseUrl: set it, such as http://ollama:11434." -}}
 {{- end -}}
-{{- if regexMatch "://[^/]*@" .baseUrl -}}
-{{- $problems = append $problems "upstream.baseUrl has a password in it, which would be in a ConfigMap for everybody to read: leave it out, and name a Secret with the key in upstream.existingSecret." -}}
+{{- end -}}
+{{- range $value, $url := dict "upstream.baseUrl" .Values.upstream.baseUrl "config.upstream.base_url" (dig "upstream" "base_url" "" .Values.config) -}}
+{{- if regexMatch "://[^/]*@" (toString $url) -}}
+{{- $problems = append $problems (printf "%s has a password in it, which would be in a ConfigMap for everybody to read: leave it out, and name a Secret with the key in upstream.existingSecret." $value) -}}
 {{- end -}}
 {{- end -}}
 
