@@ -259,7 +259,8 @@ async fn a_call_that_waits_tries_its_connection_and_is_not_sent_again() {
     let brief = Duration::from_millis(50);
     let waits = Options { silence: brief, ..options(peer.address) };
     // Half of the limit is less than its patience.
-    let limited = Options { silence: LONG, limit: Some(Duration::from_secs(10)), ..options(peer.address) };
+    let limited =
+        Options { silence: LONG, limit: Some(Duration::from_secs(10)), ..options(peer.address) };
     peer.hold();
     for options in [waits, limited] {
         let (calls, checks) = (peer.calls().len(), peer.checks());
