@@ -321,8 +321,8 @@ impl Client {
                 return answer;
             }
             // Without its credential it would still be a call.
-            let check = HealthCheckRequest::default();
-            let check = self.link.request(check.clone()).unwrap_or_else(|_| Request::new(check));
+            let check = HealthCheckRequest::default;
+            let check = self.link.request(check()).unwrap_or_else(|_| Request::new(check()));
             let mut health = HealthClient::new(channel.clone());
             tokio::select! {
                 answer = call.as_mut() => return answer,

@@ -1,5 +1,6 @@
-//! A server of the contract that is played by the test: `Ask` says what it is told to, or waits until it is
-//! asked for health on the same connection; everything else is not there. The real one cannot be brought to refuse as the client's rules need it.
+//! A server of the contract that is played by the test: `Ask` says what it is told to, or waits until its
+//! connection is asked for health; everything else is not there. The real one cannot be brought to refuse as
+//! the client's rules need it.
 
 use std::{
     net::SocketAddr,
@@ -7,24 +8,26 @@ use std::{
     time::Instant,
 };
 
-use chatbot::pb::{
-    chatbot::v1::{
+use chatbot::{
+    health::{self, Health},
+    pb::chatbot::v1::{
         AskRequest, AskResponse, CancelTurnRequest, CancelTurnResponse, ChatRequest, ChatResponse,
         ConverseRequest, ConverseResponse, RankAnswersRequest, RankAnswersResponse, TeachRequest,
         TeachResponse, TurnCompleted, chatbot_server,
     },
-    health::v1::{
-        HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
-        health_check_response::ServingStatus, health_server,
-    },
 };
+use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc},
     task::JoinSet,
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status, Streaming, service::interceptor::InterceptedService,
+    transport::Server,
+};
 
 /// What each call gets: the first that is there, then answers.
 type Refusals = Vec<Status>;
@@ -58,22 +61,24 @@ struct Service {
     checked: Arc<Notify>,
 }
 
-struct Health {
-    plan: Arc<Mutex<Plan>>,
-    checked: Arc<Notify>,
-}
-
 impl Peer {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let plan = Arc::new(Mutex::new(Plan::default()));
         let checked = Arc::<Notify>::default();
-        let health = Health { plan: Arc::clone(&plan), checked: Arc::clone(&checked) };
+        let (noted, rung) = (Arc::clone(&plan), Arc::clone(&checked));
+        let health = Health::new(&mut Registry::default());
+        let health = health::service(health, CancellationToken::new());
+        let health = InterceptedService::new(health, move |check: Request<()>| {
+            noted.lock().expect("a plan").checks.push(check.remote_addr());
+            rung.notify_one();
+            Ok(check)
+        });
         let service = Service { plan: Arc::clone(&plan), open: Mutex::default(), checked };
         let server = Server::builder()
             .add_service(chatbot_server::ChatbotServer::new(service))
-            .add_service(health_server::HealthServer::new(health))
+            .add_service(health)
             .serve_with_incoming(TcpListenerStream::new(listener));
         let mut tasks = JoinSet::new();
         tasks.spawn(server);
@@ -191,34 +196,6 @@ impl chatbot_server::Chatbot for Service {
         &self,
         _: Request<CancelTurnRequest>,
     ) -> Result<Response<CancelTurnResponse>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-}
-
-#[tonic::async_trait]
-impl health_server::Health for Health {
-    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
-
-    async fn check(
-        &self,
-        request: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        self.plan.lock().expect("a plan").checks.push(request.remote_addr());
-        self.checked.notify_one();
-        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
-    }
-
-    async fn watch(
-        &self,
-        _: Request<HealthCheckRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not played"))
-    }
-
-    async fn list(
-        &self,
-        _: Request<HealthListRequest>,
-    ) -> Result<Response<HealthListResponse>, Status> {
         Err(Status::unimplemented("not played"))
     }
 }

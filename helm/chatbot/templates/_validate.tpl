@@ -159,15 +159,16 @@ is reported in one go. */ -}}
 {{- $problems = append $problems "upstream.model, existingSecret or ca is set without upstream.baseUrl: set it, such as http://ollama:11434." -}}
 {{- end -}}
 {{- end -}}
-{{- range $value, $url := dict "upstream.baseUrl" .Values.upstream.baseUrl "config.upstream.base_url" (dig "upstream" "base_url" "" .Values.config) -}}
-{{- if regexMatch "://[^/]*@" (toString $url) -}}
-{{- $problems = append $problems (printf "%s has a password in it, which would be in a ConfigMap for everybody to read: leave it out, and name a Secret with the key in upstream.existingSecret." $value) -}}
-{{- end -}}
-{{- end -}}
-
-{{- range $value, $endpoint := dict "otel.endpoint" .Values.otel.endpoint "config.telemetry.otlp_endpoint" (dig "telemetry" "otlp_endpoint" "" .Values.config) -}}
-{{- if regexMatch "://[^/]*@" (toString $endpoint) -}}
-{{- $problems = append $problems (printf "%s has a password in it, which would be in a ConfigMap for everybody to read: leave it out; what the collector wants goes into OTEL_EXPORTER_OTLP_HEADERS, from a Secret that extraEnv names." $value) -}}
+{{- $key := "name a Secret with the key in upstream.existingSecret" -}}
+{{- $headers := "what the collector wants goes into OTEL_EXPORTER_OTLP_HEADERS, from a Secret that extraEnv names" -}}
+{{- range list
+  (list "upstream.baseUrl" .Values.upstream.baseUrl $key)
+  (list "config.upstream.base_url" (dig "upstream" "base_url" "" .Values.config) $key)
+  (list "otel.endpoint" .Values.otel.endpoint $headers)
+  (list "config.telemetry.otlp_endpoint" (dig "telemetry" "otlp_endpoint" "" .Values.config) $headers)
+-}}
+{{- if regexMatch "://[^/]*@" (toString (index . 1)) -}}
+{{- $problems = append $problems (printf "%s has a password in it, which would be in a ConfigMap for everybody to read: leave it out; %s." (index . 0) (index . 2)) -}}
 {{- end -}}
 {{- end -}}
 
